@@ -1,0 +1,39 @@
+# `make` lists the targets. `make demo` and `make test` work from a bare clone: they make .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check lint docs bench clean
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)   ## train on MNIST in batches and online, show them side by side, write report.html
+	$(BIN)/millstream compare mnist --fetch --model reference --model mlp:256 --seconds 150 --report report.html
+
+test: $(READY)   ## the fast tests, under a minute
+	$(BIN)/pytest -q -n 2 -m "not slow and not data"
+
+test-all: $(READY) ## every test, the slow ones and those that fetch data too
+	$(BIN)/pytest -q -n 2
+
+lint: $(READY)   ## style, types and the direction of imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+docs: $(READY)   ## write the options of the commands into the documents
+	$(BIN)/cog -r README.md README.zh-CN.md docs/*.md
+
+bench: $(READY)  ## the measurements that the README quotes
+	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/reading.py
+
+check: lint      ## exactly what CI runs
+	$(MAKE) test-all
+
+clean:           ## remove the environment and all that was built
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

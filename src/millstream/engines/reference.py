@@ -1,0 +1,178 @@
+"""The reference engine: the plain torch loop, and the definition of right.
+
+Every other engine must compute these updates. Nothing here is clever: predict, score, take the gradient, look at it,
+step.
+
+Shapes: B records of one update.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from millstream.contracts import Chunk, Inputs, Outcome, Questions
+from millstream.engines.randomness import kept_generators, key
+from millstream.engines.rule import Modes, UpdateRule
+
+__all__ = ["ReferenceEngine"]
+
+
+class ReferenceEngine:
+    """Forward, backward, step: one update after another, by torch itself."""
+
+    name = "reference"
+
+    def __init__(self, rule: UpdateRule) -> None:
+        self.rule = rule
+        self._modes = Modes(rule.model)
+        self._score_apart = rule.scoring == "eval" and self._modes.differ
+        self._parameters = [p for group in rule.optimizer.param_groups for p in group["params"]]
+        self._buffers = list(rule.model.buffers())
+        self._device = next((p.device for p in self._parameters), torch.device("cpu"))
+
+    def chunk_size(self, update_size: int) -> int:
+        """About 512 records, in whole updates: often enough to look up, seldom enough to cost nothing."""
+        return update_size * max(1, 512 // update_size) if update_size <= 512 else update_size
+
+    def learn(self, chunk: Chunk, update_size: int, questions: Questions | None = None) -> Outcome:
+        if update_size == 1:
+            self._modes.refuse_single_records()
+        outputs: list[Tensor] = []
+        losses: list[Tensor] = []
+        skipped: list[int] = []
+        num_updates = asked = 0
+        places = None if chunk.offsets is None else chunk.offsets.tolist()
+        with kept_generators(self._device) as generators:
+            self._modes.train()
+            for first, last in chunk.updates(update_size):
+                if questions is not None:
+                    due = int(np.searchsorted(questions.learned_before, last))
+                    asked = self._answer(questions.chunk, asked, due, outputs, losses)
+                for generator in generators:
+                    generator.manual_seed(key(self.rule.seed, chunk.start + (places[first] if places else first)))
+                record_outputs, record_losses, left_out = self._update(_part(chunk, first, last))
+                num_updates += len(left_out) < last - first
+                skipped.extend(first + place for place in left_out)
+                if questions is None:
+                    outputs.append(record_outputs)
+                    losses.append(record_losses)
+            if questions is not None:
+                self._answer(questions.chunk, asked, len(questions.chunk), outputs, losses)
+        return Outcome(torch.cat(outputs), torch.cat(losses), num_updates, tuple(skipped))
+
+    def predict(self, inputs: Inputs) -> Tensor:
+        with kept_generators(self._device), torch.no_grad():
+            self._modes.eval()
+            outputs: Tensor = self.rule.model(inputs)
+            return outputs
+
+    def _update(self, part: Chunk) -> tuple[Tensor, Tensor, list[int]]:
+        """One update: the outputs and losses of its B records before it, and the places of those left out of it."""
+        rule = self.rule
+        before = [buffer.clone() for buffer in self._buffers]
+        scored = self._score(part) if self._score_apart else None
+        if self._score_apart:
+            self._modes.train()
+        if len(part) == 1:
+            self._modes.refuse_single_records()
+        outputs = rule.model(part.inputs)
+        losses = rule.loss(outputs, _labels(part))
+        left_out: list[int] = []
+        if not self._gradient_is_finite(losses, part.weights):
+            left_out = self._not_finite(losses, part.weights)
+            self._put_back(before)
+            if len(left_out) < len(part):
+                rest = part.select(np.setdiff1d(np.arange(len(part)), left_out))
+                again = rule.loss(rule.model(rest.inputs), _labels(rest))
+                if not self._gradient_is_finite(again, rest.weights):  # each is finite alone, but their sum is not
+                    self._put_back(before)
+                    left_out = list(range(len(part)))
+        if len(left_out) < len(part):
+            self._step()
+        return scored or (outputs.detach(), losses.detach()), left_out  # type: ignore[return-value]
+
+    def _gradient_is_finite(self, losses: Tensor, weights: Tensor | None) -> bool:
+        """Leaves the clipped gradient of the mean of weight × loss in ``.grad``; whether it and the loss are finite."""
+        self.rule.optimizer.zero_grad(set_to_none=True)
+        objective = (losses if weights is None else losses * weights).mean()
+        objective.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+        norm = torch.nn.utils.get_total_norm(dense) if dense else objective.new_zeros(())
+        if not torch.isfinite(norm + objective.detach()):
+            return False
+        if self.rule.clip_norm is not None and norm > self.rule.clip_norm:
+            for gradient in gradients:
+                gradient.mul_(self.rule.clip_norm / norm)
+        if self.rule.clip_value is not None:
+            for gradient in gradients:
+                gradient.clamp_(-self.rule.clip_value, self.rule.clip_value)
+        return True
+
+    def _not_finite(self, losses: Tensor, weights: Tensor | None) -> list[int]:
+        """The places of the records whose own loss or gradient is not finite: each is looked at alone."""
+        if len(losses) == 1:
+            return [0]
+        weighted = losses if weights is None else losses * weights
+        trained = [p for p in self._parameters if p.requires_grad]
+        bad = []
+        for place, loss in enumerate(weighted):
+            gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+            finite = all(
+                bool(torch.isfinite(g.coalesce().values() if g.is_sparse else g).all())
+                for g in gradients
+                if g is not None
+            )
+            if not (finite and bool(torch.isfinite(loss))):
+                bad.append(place)
+        return bad
+
+    def _step(self) -> None:
+        self.rule.optimizer.step()
+        if self.rule.scheduler is not None:
+            self.rule.scheduler.step()
+
+    def _put_back(self, before: list[Tensor]) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self._buffers, before, strict=True):
+                buffer.copy_(value)
+
+    def _score(self, part: Chunk) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            self._modes.eval()
+            outputs = self.rule.model(part.inputs)
+            return outputs, self.rule.loss(outputs, _labels(part))
+
+    def _answer(self, asked: Chunk, first: int, last: int, outputs: list[Tensor], losses: list[Tensor]) -> int:
+        """Predicts and scores questions ``first`` to ``last``, in eval mode; gives the place of the next one."""
+        if last > first:
+            answer, loss = self._score(_part(asked, first, last))
+            outputs.append(answer)
+            losses.append(loss)
+            self._modes.train()
+        return max(first, last)
+
+
+def _part(chunk: Chunk, first: int, last: int) -> Chunk:
+    """Records ``first`` to ``last`` as views. Unlike ``Chunk.select`` it keeps no positions, which nobody asks here."""
+    inputs = chunk.inputs
+    if isinstance(inputs, dict):
+        piece: Inputs = {name: value[first:last] for name, value in inputs.items()}
+    elif isinstance(inputs, tuple):
+        piece = tuple(value[first:last] for value in inputs)
+    else:
+        piece = inputs[first:last]
+    targets, weights = chunk.targets, chunk.weights
+    return Chunk(
+        piece,
+        None if targets is None else targets[first:last],
+        None if weights is None else weights[first:last],
+        span=last - first,
+    )
+
+
+def _labels(part: Chunk) -> Tensor:
+    assert part.targets is not None, "the learner hands over labelled records only"
+    return part.targets

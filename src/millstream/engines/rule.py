@@ -1,0 +1,95 @@
+"""What one weight update is, whoever computes it: model, loss, optimizer, schedule, and what bounds a gradient.
+
+Also what a model's modes mean here: train mode for an update, eval mode for an answer, set where they are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from millstream.contracts import Loss
+from millstream.errors import ModelError, SettingError
+
+__all__ = ["Modes", "UpdateRule"]
+
+_ALL_RECORDS_AT_ONCE = (nn.modules.batchnorm._BatchNorm,)
+_RANDOM_IN_TRAINING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+
+@dataclasses.dataclass(slots=True)
+class UpdateRule:
+    """θ ← θ − step of (1/B) Σ weight × ∇L, with the gradient bounded as said.
+
+    ``scoring`` says how a record is predicted before its update: ``eval`` costs a second forward pass where the model's
+    train mode differs (dropout), ``train`` takes the output that the update itself computes.
+    """
+
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler | None = None  # steps after every update
+    clip_norm: float | None = None  # the gradient's largest Euclidean norm
+    clip_value: float | None = None  # the largest magnitude of one element
+    scoring: Literal["eval", "train"] = "eval"
+    seed: int = 0  # with the run position, the key of everything random in an update
+
+    def __post_init__(self) -> None:
+        owned = {id(p) for p in self.model.parameters()}
+        foreign = [p for group in self.optimizer.param_groups for p in group["params"] if id(p) not in owned]
+        if foreign:
+            raise ModelError(
+                got=f"an optimizer with {len(foreign)} parameters that the model does not have",
+                wanted="the model's own parameters",
+                do="make the optimizer after the model: torch.optim.SGD(model.parameters(), …)",
+            )
+        for name in ("clip_norm", "clip_value"):
+            bound = getattr(self, name)
+            if bound is not None and not bound > 0:
+                raise SettingError(got=f"{name}={bound}", wanted="a number above 0", do="leave it out for no clipping")
+
+
+class Modes:
+    """The train and eval modes of a model. A part that was in eval mode while the whole was in train mode stays so.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    >>> _ = model[1].eval()
+    >>> modes = Modes(model)
+    >>> modes.train(); model[0].training, model[1].training
+    (True, False)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._kept = [part for part in model.modules() if not part.training] if model.training else []
+        kept = {id(part) for part in self._kept}
+        free = [part for part in model.modules() if id(part) not in kept]
+        self.batch_norm = next((type(m).__name__ for m in free if isinstance(m, _ALL_RECORDS_AT_ONCE)), None)
+        self.differ = self.batch_norm is not None or any(_is_random(part) for part in free)
+
+    def train(self) -> None:
+        self._model.train()
+        for part in self._kept:
+            part.eval()
+
+    def eval(self) -> None:
+        self._model.eval()
+
+    def refuse_single_records(self) -> None:
+        """A model without a meaning for one record at a time is refused, with the remedy."""
+        if self.batch_norm is not None:
+            raise ModelError(
+                got=f"{self.batch_norm} in train mode with an update of one record",
+                wanted="layers that are defined for one record",
+                do="use GroupNorm or LayerNorm, a larger batch, or .eval() on that layer before training to freeze it",
+            )
+
+
+def _is_random(part: nn.Module) -> bool:
+    if isinstance(part, _RANDOM_IN_TRAINING):
+        return getattr(part, "p", 1.0) > 0
+    return getattr(part, "dropout", 0.0) not in (0.0, None) and isinstance(getattr(part, "dropout", None), float)

@@ -1,0 +1,1 @@
+"""Studies: what runs several trainers and explains the difference."""

@@ -1,0 +1,339 @@
+"""Small charts as SVG text: lines, bands, points and straight reference lines, legible without a script.
+
+It knows points, scales and where a label finds room; it does not know what a strategy or a result is. Colours are the
+custom properties ``--series-0`` … of the page, so that a chart is right in light, dark and print. A chart is 420 units
+wide and scales with its column.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+__all__ = ["NUM_COLOURS", "Axis", "Line", "Rule", "compact", "interval_mark", "line_chart", "ticks"]
+
+NUM_COLOURS = 6
+WIDTH, HEIGHT = 420, 252
+TOP, BOTTOM, LEFT = 10, 36, 44
+LETTER = 6.2  # width of a letter at the size of a label, on the wide side
+LINE_HEIGHT = 14
+MOST_MARKS = 24
+MOST_HOVERS = 80
+DASHES = ("", "5 3", "1.5 3")
+
+Point: TypeAlias = tuple[float | None, float | None]
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def compact(value: float) -> str:
+    """A number as a tick shows it.
+
+    >>> [compact(value) for value in (0, 0.05, 2.5, 938, 20_000, 1_500_000, 1e-7)]
+    ['0', '0.05', '2.5', '938', '20k', '1.5M', '1e-07']
+    """
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Axis:
+    """What an axis measures: its label, how its ticks read, and what it shows.
+
+    ``bounds`` cuts what lies outside; with ``names`` x is the place of a name, 0 being the first.
+    """
+
+    label: str
+    text: Callable[[float], str] = compact
+    log: bool = False
+    bounds: tuple[float, float] | None = None
+    names: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Line:
+    """One series, in order of x; a None leaves a gap, an empty ``label`` leaves the end of the line unnamed."""
+
+    label: str
+    points: Sequence[Point]
+    colour: int = 0
+    dash: int = 0  # 0 solid, 1 dashed, 2 dotted
+    band: Sequence[tuple[float, float] | None] = ()  # one (low, high) per point
+    is_joined: bool = True  # False draws the points only
+    hovers: Sequence[str] = ()  # one text per point
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rule:
+    """A straight grey line through two points, for a baseline or a law."""
+
+    label: str
+    start: tuple[float, float]
+    end: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Scale:
+    low: float
+    high: float
+    first: float  # pixel of low
+    last: float  # pixel of high
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (
+            (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        )
+        return self.first + (at - low) / (high - low) * (self.last - self.first)
+
+    def shows(self, value: float | None) -> bool:
+        return value is not None and math.isfinite(value) and (value > 0 or not self.log)
+
+
+def ticks(low: float, high: float, *, log: bool = False, target: int = 5) -> list[float]:
+    """Round values within [low, high]: steps of 1, 2 or 5 on a linear axis, 1-2-5 or whole decades on a logarithmic one.
+
+    >>> ticks(0, 60_000)
+    [0.0, 20000.0, 40000.0, 60000.0]
+    >>> ticks(1, 100, log=True)
+    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
+    """
+    if log and high / low > 4:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        fine = [factor * 10.0**power for power in decades for factor in (1, 2, 5)]
+        found = [value for value in fine if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+        if len(found) <= target + 2:
+            return found
+        whole = [10.0**power for power in decades if low * (1 - 1e-9) <= 10.0**power <= high * (1 + 1e-9)]
+        return whole[:: max(1, math.ceil(len(whole) / (target + 1)))]
+    rough = (high - low) / target
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9)) * power
+    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, title: str, rules: Sequence[Rule] = ()) -> str:
+    """An SVG of all lines on one pair of axes; a sentence in its place when there is nothing to draw."""
+    xs = [point[0] for line in lines for point in line.points if point[1] is not None]
+    ys = [value for line in lines for value in _heights(line)] + [rule.start[1] for rule in rules]
+    x_extent, y_extent = _extent(xs, x, padding=0.0), _extent(ys, y, padding=0.06)
+    if x_extent is None or y_extent is None:
+        return '<p class="empty">Nothing to draw: no finite values.</p>'
+    longest = max((len(line.label) for line in lines), default=0)
+    right = WIDTH - min(124.0, 12 + LETTER * longest)
+    x_scale = _Scale(*x_extent, LEFT, right, x.log)
+    y_scale = _Scale(*y_extent, HEIGHT - BOTTOM, TOP, y.log)
+    clip = f"clip-{abs(hash((title, x.label, *xs, *ys))):x}"
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(_spoken(title, lines, y))}">',
+        f'<clipPath id="{clip}"><rect x="{LEFT - 4}" y="{TOP - 4}" width="{right - LEFT + 8:.1f}" '
+        f'height="{HEIGHT - TOP - BOTTOM + 8}"/></clipPath>',
+        *_axes(x, y, x_scale, y_scale),
+        f'<g clip-path="url(#{clip})">',
+        *(_rule(rule, x_scale, y_scale) for rule in rules),
+        *(_band(line, x_scale, y_scale) for line in lines),
+        *(_path(line, x_scale, y_scale) for line in lines),
+        "</g>",
+        *_labels(lines, rules, x_scale, y_scale),
+        *(text for line in lines for text in _hovers(line, x, y, x_scale, y_scale)),
+        "</svg>",
+    ]
+    return "".join(parts)
+
+
+def _heights(line: Line) -> Iterator[float | None]:
+    yield from (y for _, y in line.points)
+    for pair in line.band:
+        if pair is not None:
+            yield from pair
+
+
+def _spoken(title: str, lines: Sequence[Line], y: Axis) -> str:
+    """What a screen reader says in place of the chart."""
+    ends = [(line.label, [height for _, height in line.points if height is not None]) for line in lines if line.label]
+    return f"{title}. " + "; ".join(f"{label} ends at {y.text(heights[-1])}" for label, heights in ends if heights)
+
+
+def _extent(values: Iterable[float | None], axis: Axis, *, padding: float) -> tuple[float, float] | None:
+    if axis.names:
+        return -0.25, len(axis.names) - 0.75
+    shown = [v for v in values if v is not None and math.isfinite(v) and (v > 0 or not axis.log)]
+    if not shown:
+        return None
+    low, high = axis.bounds or (min(shown), max(shown))
+    if axis.log:
+        return (low / 2, high * 2) if low == high else (low, high * (high / low) ** padding)
+    if low == high:
+        half = abs(low) / 10 or 1.0
+        return low - half, high + half
+    return low - padding * (high - low), high + padding * (high - low)
+
+
+def _axes(x: Axis, y: Axis, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
+    left, right, bottom = x_scale.first, x_scale.last, y_scale.first
+    for value in ticks(y_scale.low, y_scale.high, log=y.log):
+        at = y_scale(value)
+        yield f'<line class="grid" x1="{left}" x2="{right:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        yield f'<text class="tick" x="{left - 6}" y="{at + 3.6:.1f}" text-anchor="end">{html.escape(y.text(value))}</text>'
+    yield f'<line class="axis" x1="{left}" x2="{right:.1f}" y1="{bottom}" y2="{bottom}"/>'
+    marks: list[tuple[float, str]]
+    if x.names:
+        marks = [(float(place), name) for place, name in enumerate(x.names)]
+    else:
+        marks = [(value, x.text(value)) for value in ticks(x_scale.low, x_scale.high, log=x.log)]
+    for value, text in marks:
+        at = x_scale(value)
+        yield f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
+        yield f'<text class="tick" x="{at:.1f}" y="{bottom + 15}" text-anchor="middle">{html.escape(text)}</text>'
+    middle = (left + right) / 2
+    yield f'<text class="name" x="{middle:.1f}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x.label)}</text>'
+
+
+def _runs(line: Line, x_scale: _Scale, y_scale: _Scale) -> Iterator[list[tuple[float, float]]]:
+    """The pixels of the line, cut where a value is missing."""
+    run: list[tuple[float, float]] = []
+    for x, y in line.points:
+        if x is not None and y is not None and x_scale.shows(x) and y_scale.shows(y):
+            run.append((x_scale(x), y_scale(y)))
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _path(line: Line, x_scale: _Scale, y_scale: _Scale) -> str:
+    runs = list(_runs(line, x_scale, y_scale))
+    style = f'style="--c:var(--series-{line.colour % NUM_COLOURS})"'
+    parts = []
+    if line.is_joined:
+        drawn = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run) for run in runs if len(run) > 1)
+        dash = f' stroke-dasharray="{DASHES[line.dash]}"' if DASHES[line.dash] else ""
+        parts.append(f'<path class="line" {style} d="{drawn}"{dash}/>' if drawn else "")
+    few = sum(map(len, runs)) <= MOST_MARKS
+    for run in runs:
+        marked = run if few or not line.is_joined or len(run) == 1 else []
+        parts += [f'<circle class="mark" {style} cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in marked]
+    return "".join(parts)
+
+
+def _band(line: Line, x_scale: _Scale, y_scale: _Scale) -> str:
+    lows: list[Point] = [(x, pair[0] if pair else None) for (x, _), pair in zip(line.points, line.band, strict=False)]
+    highs: list[Point] = [(x, pair[1] if pair else None) for (x, _), pair in zip(line.points, line.band, strict=False)]
+    parts = []
+    for low, high in zip(
+        _runs(dataclasses.replace(line, points=lows), x_scale, y_scale),
+        _runs(dataclasses.replace(line, points=highs), x_scale, y_scale),
+        strict=False,  # on a logarithmic axis a low end may not be positive
+    ):
+        outline = "L".join(f"{x:.1f} {y:.1f}" for x, y in [*high, *reversed(low)])
+        parts.append(f'<path class="band" style="--c:var(--series-{line.colour % NUM_COLOURS})" d="M{outline}Z"/>')
+    return "".join(parts)
+
+
+def _rule(rule: Rule, x_scale: _Scale, y_scale: _Scale) -> str:
+    (x1, y1), (x2, y2) = rule.start, rule.end
+    return (
+        f'<line class="rule" x1="{x_scale(x1):.1f}" y1="{y_scale(y1):.1f}" '
+        f'x2="{x_scale(x2):.1f}" y2="{y_scale(y2):.1f}"/>'
+    )
+
+
+def _labels(lines: Sequence[Line], rules: Sequence[Rule], x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
+    """Each name beside the end of its line, where it covers neither a line nor another name."""
+    taken = [
+        pixel for line in lines if line.is_joined for run in _runs(line, x_scale, y_scale) for pixel in _dense(run)
+    ]
+    placed: list[Box] = []
+    ends = []
+    for line in lines:
+        pixels = [pixel for run in _runs(line, x_scale, y_scale) for pixel in run]
+        if line.label and pixels:
+            ends.append((pixels[-1], line))
+    for (x, y), line in sorted(ends, key=lambda end: end[0][1]):
+        box = _find_room(x, min(max(y, TOP), y_scale.first), LETTER * len(line.label), taken, placed)
+        placed.append(box)
+        middle = (box[1] + box[3]) / 2
+        style = f'style="--c:var(--series-{line.colour % NUM_COLOURS})"'
+        if abs(middle - y) > LINE_HEIGHT / 2 and box[0] > x:
+            yield f'<path class="leader" {style} d="M{x + 3:.1f} {y:.1f}L{box[0] - 2:.1f} {middle:.1f}"/>'
+        yield f'<circle class="end" {style} cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+        yield f'<text class="label" {style} x="{box[0]:.1f}" y="{middle + 3.8:.1f}">{html.escape(line.label)}</text>'
+    for rule in rules:
+        at = min(max(y_scale(rule.start[1]), TOP), y_scale.first)
+        width = LETTER * len(rule.label)
+        box = _find_room(x_scale(rule.start[0]) - 4, at - 8, width, taken, placed)
+        placed.append(box)
+        yield f'<text class="label quiet" x="{box[0]:.1f}" y="{(box[1] + box[3]) / 2 + 3.8:.1f}">{html.escape(rule.label)}</text>'
+
+
+def _dense(run: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Points along a polyline, at most four units apart."""
+    for (x1, y1), (x2, y2) in zip(run, run[1:], strict=False):
+        steps = max(1, math.ceil(math.hypot(x2 - x1, y2 - y1) / 4))
+        yield from ((x1 + (x2 - x1) * k / steps, y1 + (y2 - y1) * k / steps) for k in range(steps + 1))
+
+
+def _find_room(x: float, y: float, width: float, taken: Sequence[tuple[float, float]], placed: Sequence[Box]) -> Box:
+    """The box of a name: right of the point, moved up or down or over it, whichever costs least."""
+    shifts = [sign * step * LINE_HEIGHT / 4 for step in range(24) for sign in (1, -1)]
+    candidates = [(x + 7, y + shift, abs(shift)) for shift in shifts]
+    candidates += [(x - width / 2, y + shift, abs(shift) + 6) for shift in shifts if abs(shift) >= LINE_HEIGHT * 0.7]
+    candidates += [(x - width - 7, y + shift, abs(shift) + 10) for shift in shifts]
+    best, best_cost = (0.0, 0.0, 0.0, 0.0), math.inf
+    for left, middle, cost in candidates:
+        box = (left, middle - LINE_HEIGHT / 2, left + width, middle + LINE_HEIGHT / 2)
+        if cost >= best_cost:
+            continue
+        outside = max(0.0, LEFT - box[0], box[2] - WIDTH, -box[1], box[3] - (HEIGHT - BOTTOM))
+        cost += 50 * outside + 1000 * sum(_overlap(box, other) for other in placed)
+        cost += 12 * sum(box[0] - 2 < px < box[2] and box[1] < py < box[3] for px, py in taken)
+        if cost < best_cost:
+            best, best_cost = box, cost
+    return best
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _hovers(line: Line, x: Axis, y: Axis, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
+    shown = [
+        (place, px, py)
+        for place, (px, py) in enumerate(line.points)
+        if px is not None and py is not None and x_scale.shows(px) and y_scale.shows(py)
+    ]
+    for place, px, py in shown[:: max(1, math.ceil(len(shown) / MOST_HOVERS))]:
+        at = y_scale(py)
+        if not TOP - 4 <= at <= y_scale.first + 4:
+            continue
+        where = x.names[int(px)] if x.names else x.text(px)
+        text = line.hovers[place] if line.hovers else f"{line.label}: {y.text(py)} at {where} {x.label}"
+        yield (
+            f'<circle class="hover" style="--c:var(--series-{line.colour % NUM_COLOURS})" cx="{x_scale(px):.1f}" '
+            f'cy="{at:.1f}" r="7"><title>{html.escape(text)}</title></circle>'
+        )
+
+
+def interval_mark(
+    value: float, around: tuple[float, float] | None, dots: Sequence[float], *, low: float, high: float, colour: int
+) -> str:
+    """One row of a table's dot plot: the value, its interval as a whisker, and each run as a faint dot.
+
+    ``low`` and ``high`` are the ends of the scale that all rows share.
+    """
+    scale = _Scale(low, high, 5, 135)
+    style = f'style="--c:var(--series-{colour % NUM_COLOURS})"'
+    parts = [
+        f'<svg class="whisker" viewBox="0 0 140 18" aria-hidden="true" {style}><line class="grid" x1="5" x2="135" y1="9" y2="9"/>'
+    ]
+    if around is not None:
+        ends = [min(max(scale(end), 1), 139) for end in around]
+        parts.append(f'<line class="range" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="9" y2="9"/>')
+    parts += [f'<circle class="dot" cx="{scale(dot):.1f}" cy="9" r="2.2"/>' for dot in dots]
+    parts.append(f'<circle class="mean" cx="{scale(value):.1f}" cy="9" r="3.6"/></svg>')
+    return "".join(parts)
