@@ -1,3 +1,90 @@
-"""Millstream: train PyTorch models in batches and online; same model, same loop, same checkpoint."""
+"""Millstream: train PyTorch models in batches and online; same model, same loop, same checkpoint.
+
+    import millstream
+    trainer = millstream.Trainer(model, "cross_entropy", optimizer)
+    trainer.fit(source, batch_size=64, epochs=5)  # batch
+    trainer.learn(source)                         # online: predict, score, update
+
+Names are loaded when they are first used, so that the command line need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "CheckpointError": "errors",
+    "Chunk": "contracts",
+    "DataError": "errors",
+    "DivergenceError": "errors",
+    "Features": "features",
+    "Field": "schema",
+    "FileSource": "sources",
+    "MillstreamError": "errors",
+    "MissingPackageError": "errors",
+    "ModelError": "errors",
+    "Schema": "schema",
+    "SettingError": "errors",
+    "StorageError": "errors",
+    "Target": "schema",
+    "Trainer": "trainer",
+    "as_source": "sources",
+    "hold_out": "sources",
+    "infer": "features",
+    "load": "assembly",
+}
+
+__all__ = [
+    "CheckpointError",
+    "Chunk",
+    "DataError",
+    "DivergenceError",
+    "Features",
+    "Field",
+    "FileSource",
+    "MillstreamError",
+    "MissingPackageError",
+    "ModelError",
+    "Schema",
+    "SettingError",
+    "StorageError",
+    "Target",
+    "Trainer",
+    "as_source",
+    "hold_out",
+    "infer",
+    "load",
+]
+
+if TYPE_CHECKING:
+    from millstream.assembly import load
+    from millstream.contracts import Chunk
+    from millstream.errors import (
+        CheckpointError,
+        DataError,
+        DivergenceError,
+        MillstreamError,
+        MissingPackageError,
+        ModelError,
+        SettingError,
+        StorageError,
+    )
+    from millstream.features import Features, infer
+    from millstream.schema import Field, Schema, Target
+    from millstream.sources import FileSource, as_source, hold_out
+    from millstream.trainer import Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

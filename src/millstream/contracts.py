@@ -213,6 +213,10 @@ class Engine(Protocol):
 
     name: str
 
+    def chunk_size(self, update_size: int) -> int:
+        """How many records it likes at once: whole updates, a static function of the model."""
+        ...
+
     def learn(self, chunk: Chunk, update_size: int, questions: Questions | None = None) -> Outcome: ...
 
     def predict(self, inputs: Inputs) -> Tensor:

@@ -62,7 +62,7 @@ def parse_delay(text: str | int | Delay) -> Delay:
 class Arrivals:
     """What a chunk brings: the records to learn now, the questions between them, the label known at each question."""
 
-    lessons: Chunk | None  # None when no update is complete
+    lessons: Chunk  # whole updates; empty when none is complete
     questions: Questions
     known: npt.NDArray[np.float64]  # (M,) the latest label known at each question; NaN before the first
 
@@ -100,7 +100,7 @@ class LabelDelay:
         pool = _join(self._ready, arrived)
         whole = len(pool) - len(pool) % self.update_size
         self._ready = _rows(pool, np.arange(whole, len(pool)))
-        lessons = _rows(pool, np.arange(whole)) if whole else None
+        lessons = _rows(pool, np.arange(whole))
         return Arrivals(lessons, Questions(chunk, np.minimum(num_before + num_ready, whole)), known)
 
     def state_dict(self) -> State:

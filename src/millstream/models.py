@@ -68,8 +68,8 @@ def build(name: str, shape: InputShape, num_outputs: int) -> nn.Module:
     """A model by name; the weights are drawn from torch's generator.
 
     ``reference`` is Linear then ReLU on the logits, as the mission states it; ``linear`` one layer; ``mlp:256,128``
-    hidden layers of these widths with ReLU; ``cnn`` a small LeNet for square images; ``my_module:factory`` is called with
-    (num_inputs, num_outputs), or without arguments if it takes none.
+    hidden layers of these widths with ReLU; ``cnn`` a small LeNet for square images; ``my_module:factory`` is called
+    with (num_inputs, num_outputs), or without arguments if it takes none.
 
     >>> build("mlp:8", InputShape((4,)), 3)(torch.zeros(2, 4)).shape
     torch.Size([2, 3])

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
-__all__ = ["NUM_COLOURS", "Axis", "Line", "Rule", "compact", "interval_mark", "line_chart", "ticks"]
+__all__ = ["DASHES", "NUM_COLOURS", "Axis", "Line", "Rule", "compact", "interval_mark", "line_chart", "ticks"]
 
 NUM_COLOURS = 6
 WIDTH, HEIGHT = 420, 252
@@ -44,7 +45,7 @@ def compact(value: float) -> str:
 class Axis:
     """What an axis measures: its label, how its ticks read, and what it shows.
 
-    ``bounds`` cuts what lies outside; with ``names`` x is the place of a name, 0 being the first.
+    ``bounds`` are exact and cut what lies outside; with ``names`` x is the place of a name, 0 being the first.
     """
 
     label: str
@@ -76,6 +77,11 @@ class Rule:
     end: tuple[float, float]
 
 
+def _is_drawable(value: float | None, log: bool = False) -> TypeGuard[float]:
+    """Whether a scale can place it; the limits keep ratios and squares of what is drawn finite."""
+    return value is not None and abs(value) < 1e100 and (value > 1e-100 or not log)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Scale:
     low: float
@@ -90,15 +96,15 @@ class _Scale:
         )
         return self.first + (at - low) / (high - low) * (self.last - self.first)
 
-    def shows(self, value: float | None) -> bool:
-        return value is not None and math.isfinite(value) and (value > 0 or not self.log)
+    def shows(self, value: float | None) -> TypeGuard[float]:
+        return _is_drawable(value, self.log)
 
 
-def ticks(low: float, high: float, *, log: bool = False, target: int = 5) -> list[float]:
-    """Round values within [low, high]: steps of 1, 2 or 5 on a linear axis, 1-2-5 or whole decades on a logarithmic one.
+def ticks(low: float, high: float, *, log: bool = False, target: int = 6) -> list[float]:
+    """Round values within [low, high]: steps of 1, 2 or 5; on a logarithmic axis 1-2-5 or whole decades.
 
     >>> ticks(0, 60_000)
-    [0.0, 20000.0, 40000.0, 60000.0]
+    [0.0, 10000.0, 20000.0, 30000.0, 40000.0, 50000.0, 60000.0]
     >>> ticks(1, 100, log=True)
     [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
     """
@@ -113,7 +119,8 @@ def ticks(low: float, high: float, *, log: bool = False, target: int = 5) -> lis
     rough = (high - low) / target
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9)) * power
-    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    decimals = 1 - math.floor(math.log10(step))
+    return [round(k * step, decimals) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, title: str, rules: Sequence[Rule] = ()) -> str:
@@ -127,17 +134,17 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, title: str, rules: Se
     right = WIDTH - min(124.0, 12 + LETTER * longest)
     x_scale = _Scale(*x_extent, LEFT, right, x.log)
     y_scale = _Scale(*y_extent, HEIGHT - BOTTOM, TOP, y.log)
-    clip = f"clip-{abs(hash((title, x.label, *xs, *ys))):x}"
+    spoken = html.escape(_spoken(title, lines, y))
+    inner = f"{LEFT - 4} {TOP - 4} {right - LEFT + 8:.1f} {HEIGHT - TOP - BOTTOM + 8}"
+    place = 'x="{}" y="{}" width="{}" height="{}"'.format(*inner.split())
     parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(_spoken(title, lines, y))}">',
-        f'<clipPath id="{clip}"><rect x="{LEFT - 4}" y="{TOP - 4}" width="{right - LEFT + 8:.1f}" '
-        f'height="{HEIGHT - TOP - BOTTOM + 8}"/></clipPath>',
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{spoken}">',
         *_axes(x, y, x_scale, y_scale),
-        f'<g clip-path="url(#{clip})">',
+        f'<svg {place} viewBox="{inner}">',  # a viewport of its own cuts what lies outside, without an id
         *(_rule(rule, x_scale, y_scale) for rule in rules),
         *(_band(line, x_scale, y_scale) for line in lines),
         *(_path(line, x_scale, y_scale) for line in lines),
-        "</g>",
+        "</svg>",
         *_labels(lines, rules, x_scale, y_scale),
         *(text for line in lines for text in _hovers(line, x, y, x_scale, y_scale)),
         "</svg>",
@@ -154,17 +161,19 @@ def _heights(line: Line) -> Iterator[float | None]:
 
 def _spoken(title: str, lines: Sequence[Line], y: Axis) -> str:
     """What a screen reader says in place of the chart."""
-    ends = [(line.label, [height for _, height in line.points if height is not None]) for line in lines if line.label]
+    ends = [(line.label, [y for _, y in line.points if _is_drawable(y)]) for line in lines if line.label]
     return f"{title}. " + "; ".join(f"{label} ends at {y.text(heights[-1])}" for label, heights in ends if heights)
 
 
 def _extent(values: Iterable[float | None], axis: Axis, *, padding: float) -> tuple[float, float] | None:
     if axis.names:
         return -0.25, len(axis.names) - 0.75
-    shown = [v for v in values if v is not None and math.isfinite(v) and (v > 0 or not axis.log)]
+    shown = [v for v in values if _is_drawable(v, axis.log)]
     if not shown:
         return None
     low, high = axis.bounds or (min(shown), max(shown))
+    if axis.bounds and low < high:
+        return low, high
     if axis.log:
         return (low / 2, high * 2) if low == high else (low, high * (high / low) ** padding)
     if low == high:
@@ -176,9 +185,9 @@ def _extent(values: Iterable[float | None], axis: Axis, *, padding: float) -> tu
 def _axes(x: Axis, y: Axis, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
     left, right, bottom = x_scale.first, x_scale.last, y_scale.first
     for value in ticks(y_scale.low, y_scale.high, log=y.log):
-        at = y_scale(value)
+        at, text = y_scale(value), html.escape(y.text(value))
         yield f'<line class="grid" x1="{left}" x2="{right:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        yield f'<text class="tick" x="{left - 6}" y="{at + 3.6:.1f}" text-anchor="end">{html.escape(y.text(value))}</text>'
+        yield f'<text class="tick" x="{left - 6}" y="{at + 3.6:.1f}" text-anchor="end">{text}</text>'
     yield f'<line class="axis" x1="{left}" x2="{right:.1f}" y1="{bottom}" y2="{bottom}"/>'
     marks: list[tuple[float, str]]
     if x.names:
@@ -214,10 +223,10 @@ def _path(line: Line, x_scale: _Scale, y_scale: _Scale) -> str:
         drawn = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run) for run in runs if len(run) > 1)
         dash = f' stroke-dasharray="{DASHES[line.dash]}"' if DASHES[line.dash] else ""
         parts.append(f'<path class="line" {style} d="{drawn}"{dash}/>' if drawn else "")
-    few = sum(map(len, runs)) <= MOST_MARKS
+    few, radius = sum(map(len, runs)) <= MOST_MARKS, 2.4 if line.is_joined else 3.6
     for run in runs:
         marked = run if few or not line.is_joined or len(run) == 1 else []
-        parts += [f'<circle class="mark" {style} cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in marked]
+        parts += [f'<circle class="mark" {style} cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>' for x, y in marked]
     return "".join(parts)
 
 
@@ -255,7 +264,8 @@ def _labels(lines: Sequence[Line], rules: Sequence[Rule], x_scale: _Scale, y_sca
         if line.label and pixels:
             ends.append((pixels[-1], line))
     for (x, y), line in sorted(ends, key=lambda end: end[0][1]):
-        box = _find_room(x, min(max(y, TOP), y_scale.first), LETTER * len(line.label), taken, placed)
+        width = LETTER * len(line.label)
+        box = _find_room(_beside(x, min(max(y, TOP), y_scale.first), width), width, taken, placed)
         placed.append(box)
         middle = (box[1] + box[3]) / 2
         style = f'style="--c:var(--series-{line.colour % NUM_COLOURS})"'
@@ -263,29 +273,51 @@ def _labels(lines: Sequence[Line], rules: Sequence[Rule], x_scale: _Scale, y_sca
             yield f'<path class="leader" {style} d="M{x + 3:.1f} {y:.1f}L{box[0] - 2:.1f} {middle:.1f}"/>'
         yield f'<circle class="end" {style} cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
         yield f'<text class="label" {style} x="{box[0]:.1f}" y="{middle + 3.8:.1f}">{html.escape(line.label)}</text>'
-    for rule in rules:
-        at = min(max(y_scale(rule.start[1]), TOP), y_scale.first)
+    straight = [((x_scale(r.start[0]), y_scale(r.start[1])), (x_scale(r.end[0]), y_scale(r.end[1]))) for r in rules]
+    taken += [pixel for span in straight for pixel in _dense(span)]
+    for rule, span in zip(rules, straight, strict=True):
         width = LETTER * len(rule.label)
-        box = _find_room(x_scale(rule.start[0]) - 4, at - 8, width, taken, placed)
+        box = _find_room(_along(span, width), width, taken, placed)
         placed.append(box)
-        yield f'<text class="label quiet" x="{box[0]:.1f}" y="{(box[1] + box[3]) / 2 + 3.8:.1f}">{html.escape(rule.label)}</text>'
+        foot = (box[1] + box[3]) / 2 + 3.8
+        yield f'<text class="label quiet" x="{box[0]:.1f}" y="{foot:.1f}">{html.escape(rule.label)}</text>'
 
 
 def _dense(run: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
     """Points along a polyline, at most four units apart."""
-    for (x1, y1), (x2, y2) in zip(run, run[1:], strict=False):
+    for (x1, y1), (x2, y2) in itertools.pairwise(run):
         steps = max(1, math.ceil(math.hypot(x2 - x1, y2 - y1) / 4))
         yield from ((x1 + (x2 - x1) * k / steps, y1 + (y2 - y1) * k / steps) for k in range(steps + 1))
 
 
-def _find_room(x: float, y: float, width: float, taken: Sequence[tuple[float, float]], placed: Sequence[Box]) -> Box:
-    """The box of a name: right of the point, moved up or down or over it, whichever costs least."""
+def _beside(x: float, y: float, width: float) -> list[tuple[float, float, float]]:
+    """(left, middle, cost) of places for a name right of a point, moved up or down, over it, or left of it."""
     shifts = [sign * step * LINE_HEIGHT / 4 for step in range(24) for sign in (1, -1)]
-    candidates = [(x + 7, y + shift, abs(shift)) for shift in shifts]
-    candidates += [(x - width / 2, y + shift, abs(shift) + 6) for shift in shifts if abs(shift) >= LINE_HEIGHT * 0.7]
-    candidates += [(x - width - 7, y + shift, abs(shift) + 10) for shift in shifts]
+    places = [(x + 7, y + shift, abs(shift)) for shift in shifts]
+    places += [(x - width / 2, y + shift, abs(shift) + 6) for shift in shifts if abs(shift) >= LINE_HEIGHT * 0.7]
+    return places + [(x - width - 7, y + shift, abs(shift) + 10) for shift in shifts]
+
+
+def _along(ends: tuple[tuple[float, float], tuple[float, float]], width: float) -> list[tuple[float, float, float]]:
+    """(left, middle, cost) of places for a name just over or under a straight line, from its start to its end."""
+    (x1, y1), (x2, y2) = ends
+    places: list[tuple[float, float, float]] = []
+    for step in range(21):
+        left = x1 + step / 20 * max(0.0, x2 - x1 - width)
+        on = y1 + (left + width / 2 - x1) / max(1.0, x2 - x1) * (y2 - y1)
+        places += [(left, on + shift, step + abs(shift)) for shift in (-8, 9, -14, 15, -20, 21, -26, 27)]
+    return places
+
+
+def _find_room(
+    places: Sequence[tuple[float, float, float]],
+    width: float,
+    taken: Sequence[tuple[float, float]],
+    placed: Sequence[Box],
+) -> Box:
+    """The box of a name at the place that costs least, with what it covers counted in."""
     best, best_cost = (0.0, 0.0, 0.0, 0.0), math.inf
-    for left, middle, cost in candidates:
+    for left, middle, cost in places:
         box = (left, middle - LINE_HEIGHT / 2, left + width, middle + LINE_HEIGHT / 2)
         if cost >= best_cost:
             continue
@@ -329,7 +361,8 @@ def interval_mark(
     scale = _Scale(low, high, 5, 135)
     style = f'style="--c:var(--series-{colour % NUM_COLOURS})"'
     parts = [
-        f'<svg class="whisker" viewBox="0 0 140 18" aria-hidden="true" {style}><line class="grid" x1="5" x2="135" y1="9" y2="9"/>'
+        f'<svg class="whisker" viewBox="0 0 140 18" aria-hidden="true" {style}>',
+        '<line class="grid" x1="5" x2="135" y1="9" y2="9"/>',
     ]
     if around is not None:
         ends = [min(max(scale(end), 1), 139) for end in around]

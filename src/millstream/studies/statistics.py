@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, TypeAlias, TypeGuard
@@ -43,6 +44,9 @@ CONFIDENCE = 0.95
 # Below these a difference is called too small to matter, however sure it is.
 NEGLIGIBLE_ACCURACY = 0.001
 NEGLIGIBLE_ERROR_FRACTION = 0.005
+# "No difference" is claimed only when the whole interval is this near to zero; a wider one is "too noisy to call".
+EQUIVALENT_ACCURACY = 0.01
+EQUIVALENT_ERROR_FRACTION = 0.05
 # Times within this factor are called the same: a shared machine does not measure better.
 SAME_TIME_FACTOR = 1.1
 
@@ -173,7 +177,8 @@ def paired_difference(
 def gradient_variance_fit(rows: Sequence[Mapping[str, float]]) -> VarianceFit | None:
     """Slope of log variance against log batch size, and how far it is from −1; None with fewer than two sizes.
 
-    >>> gradient_variance_fit([{"batch_size": b, "variance": 3 / b} for b in (1, 4, 16)]).slope
+    >>> fit = gradient_variance_fit([{"batch_size": size, "variance": 3 / size} for size in (1, 4, 16)])
+    >>> round(fit.slope, 6)
     -1.0
     """
     points = [
@@ -225,7 +230,8 @@ def contest(result: Result) -> Contest | None:
     key = headline_key(result)
     arms: Mapping[str, Mapping[str, Any]] = result["strategies"]
     ranked = [name for name in arms if is_number(arms[name].get(key))]
-    ranked.sort(key=lambda name: arms[name][key], reverse=not _lower_is_better(result))
+    sign = 1 if _lower_is_better(result) else -1
+    ranked.sort(key=lambda name: (sign * arms[name][key], not name.endswith("_tuned")))
     if not ranked:
         return None
     winner = ranked[0]
@@ -270,8 +276,8 @@ def verdict(result: Result) -> str:
         name, value = beaten
         gap = _gap(metric, value - best[found.key])
         return (
-            f"Nothing learned here beats the {name.replace('_', '-')} baseline of {score_text(metric, value)}: the best "
-            f"strategy, {_title(found.winner, best)}, reaches {score}, {gap} worse."
+            f"Nothing learned here beats the {name.replace('_', '-')} baseline of {score_text(metric, value)}: the "
+            f"best strategy, {_title(found.winner, best)}, reaches {score}, {gap} worse."
         )
     if found.rival is None or found.difference is None:
         return f"Only {_title(found.winner, best)} has a finite score, {score}, so there is nothing to compare it with."
@@ -284,11 +290,15 @@ def _compare(result: Result, found: Contest, rival_name: str, difference: Differ
     names = _title(found.winner, best), _title(rival_name, rival)
     scores = score_text(metric, best[found.key]), score_text(metric, rival[found.key])
     gap, cost = _gap(metric, difference.mean), _cost(best, rival)
+    again = names[0].partition(" (")[0]
+    again = names[0] if names[1].startswith(again) else again
     prefix = "Each at its own best rate, " if _both_tuned(arms, found.winner, rival_name) else ""
-    if difference.is_known and not difference.is_more_than_noise:
+    if difference.interval is not None and not difference.is_more_than_noise:
+        limit = EQUIVALENT_ACCURACY if metric == "accuracy" else EQUIVALENT_ERROR_FRACTION * abs(best[found.key])
+        claim = "it makes no difference" if max(map(abs, difference.interval)) < limit else "it is too noisy to call"
         text = (
-            f"{prefix}it makes no difference: {names[0]} reaches {scores[0]} and {names[1]} {scores[1]}, and {gap} is "
-            f"within the noise of {difference.basis}; {names[0]} {cost}."
+            f"{prefix}{claim}: {names[0]} reaches {scores[0]} and {names[1]} {scores[1]}, a gap of {gap} within the "
+            f"noise of {difference.basis}; {again} {cost}."
         )
     elif difference.is_known and _is_negligible(metric, difference.mean, best[found.key]):
         text = (
@@ -343,9 +353,10 @@ def _lower_is_better(result: Result) -> bool:
 
 
 def _title(name: str, arm: Mapping[str, Any]) -> str:
-    """A title such as ``mini-batch 64, η = 0.01`` with what follows the comma in brackets, to fit into a sentence."""
-    title, _, rest = str(arm.get("title") or name.replace("_", " ")).partition(", ")
-    return f"{title} ({rest})" if rest else title
+    """What a sentence calls it: its title up to a comma or colon, and its rate, as in ``online (η = 0.01)``."""
+    title = re.split(r"[,:] ", str(arm.get("title") or name.replace("_", " ")))[0]
+    rate = arm.get("learning_rate")
+    return f"{title} (η = {rate:g})" if is_number(rate) else title
 
 
 def _gap(metric: str, difference: float) -> str:
@@ -358,12 +369,14 @@ def _gap(metric: str, difference: float) -> str:
 def score_text(metric: str, value: float | None) -> str:
     """A score with its unit, ``96.8 %`` or ``2.31``; a dash when there is none.
 
-    >>> score_text("accuracy", 0.968), score_text("mae", 2.3149)
-    ('96.8 %', '2.315')
+    >>> score_text("accuracy", 0.968), score_text("mae", 2.3)
+    ('96.8 %', '2.300')
     """
     if not is_number(value):
         return "–"
-    return f"{value * 100:.1f} %" if metric == "accuracy" else f"{value:.4g}"
+    if metric == "accuracy":
+        return f"{value * 100:.1f} %"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:#.4g}"
 
 
 def seconds_text(value: float | None) -> str:
@@ -377,7 +390,7 @@ def seconds_text(value: float | None) -> str:
     if value < 0.0995:
         return f"{value * 1000:.2g} ms"
     if value < 99.5:
-        return f"{value:.2g} s" if value < 9.95 else f"{value:.0f} s"
+        return f"{value:.{2 if value < 0.995 else 1 if value < 9.95 else 0}f} s"
     minutes, seconds = divmod(round(value), 60)
     return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 

@@ -1,0 +1,124 @@
+"""Tables on disk: one folder for each data set, with Parquet files and an info.json that is written last.
+
+A folder counts once its info.json is there and fits its files, so a fetch that was cut short leaves nothing that could
+be mistaken for data. This file knows folders, Parquet and hashes; it does not know any data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from millstream.datasets.archives import sha256_of
+from millstream.errors import StorageError
+
+__all__ = ["cache_folder", "is_intact", "read_info", "scratch", "write_tables"]
+
+INFO = "info.json"
+ROW_GROUP_ROWS = 65_536
+# LZ4 read as fast as no compression and faster than Snappy and Zstandard, for images and for narrow integers alike.
+COMPRESSION = "lz4"
+
+
+def cache_folder() -> Path:
+    """Where data sets are kept: $MILLSTREAM_CACHE, else $XDG_CACHE_HOME/millstream, else ~/.cache/millstream.
+
+    >>> cache_folder().is_absolute()
+    True
+    """
+    if own := os.environ.get("MILLSTREAM_CACHE"):
+        return Path(own).expanduser().absolute()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser().absolute() / "millstream"
+    return Path.home() / ".cache" / "millstream"
+
+
+def read_info(folder: Path, *, layout: str) -> dict[str, Any] | None:
+    """What info.json says, or None when there is none, it is of another ``layout``, or its files are not all there."""
+    try:
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        if info["layout"] != layout:
+            return None
+        whole = all((folder / name).stat().st_size == facts["bytes"] for name, facts in info["files"].items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return info if whole else None
+
+
+def is_intact(folder: Path, info: Mapping[str, Any]) -> bool:
+    """Whether each file still has the SHA-256 that it was written with. Reads them all."""
+    try:
+        return all(sha256_of(folder / name) == facts["sha256"] for name, facts in info["files"].items())
+    except OSError:
+        return False
+
+
+def write_tables(folder: Path, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``SPLIT.parquet`` for each table, then info.json: ``facts``, and each file's rows, bytes and SHA-256."""
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {f"{split}.parquet": _write_parquet(folder / f"{split}.parquet", t) for split, t in tables.items()}
+        info = {**facts, "files": files}
+        _replace(folder / INFO, json.dumps(info, indent=1).encode())
+    return info
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder within the cache, removed at the end; on the same disk, so that there is room for both."""
+    parent = cache_folder()
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=parent) as folder:
+            yield Path(folder)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about ``path`` into a StorageError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            got=f"{error.strerror or error} at {path}",
+            wanted="a folder that can be written",
+            do="make room, or set MILLSTREAM_CACHE to another folder",
+        ) from error
+
+
+def _write_parquet(path: Path, table: pa.Table) -> dict[str, Any]:
+    # A dictionary of pixels costs time and saves little; that of strings and small integers pays.
+    words = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, compression=COMPRESSION, use_dictionary=words)
+    _replace(path, sink.getvalue())
+    return {"rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _replace(path: Path, content: Any) -> None:
+    """Put ``content`` at ``path`` whole or not at all: a temporary name, fsync, rename, fsync of the folder."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

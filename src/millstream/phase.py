@@ -1,0 +1,99 @@
+"""A phase is one ``fit`` or ``learn`` of a run: its settings, how far it got, and what it came to.
+
+A run is a row of phases over the same weights. The settings are saved with the place, so that a resumed phase is the
+one that was begun.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from millstream.contracts import Position, State
+from millstream.delay import Delay
+from millstream.errors import CheckpointError
+from millstream.learner import Scored
+
+__all__ = ["Phase", "Step", "Summary"]
+
+
+@dataclasses.dataclass(slots=True)
+class Phase:
+    """Where a ``fit`` or ``learn`` stands."""
+
+    kind: Literal["fit", "learn"]
+    update_size: int
+    epochs: int
+    shuffle: bool
+    chunk_size: int
+    delay: Delay | None
+    source: dict[str, Any]  # its fingerprint
+    number: int = 0  # phases of the run before this one
+    epoch: int = 0
+    position: Position = None  # where the source goes on
+    place: int = 0  # records of this epoch that were read
+    records: int = 0
+    updates: int = 0
+    skipped: int = 0
+    seconds: float = 0.0  # a clock, so not a part of what resumes bit for bit
+    finished: bool = False
+
+    @property
+    def features_learn(self) -> bool:
+        """Statistics of features are frozen after the first epoch of a ``fit``."""
+        return self.kind == "learn" or self.epoch == 0
+
+    def to_state(self) -> State:
+        return {**dataclasses.asdict(self), "delay": None if self.delay is None else dataclasses.asdict(self.delay)}
+
+    @classmethod
+    def from_state(cls, state: State) -> Phase:
+        return cls(**{**state, "delay": None if state["delay"] is None else Delay(**state["delay"])})
+
+    def continue_as(self, asked: Phase) -> None:
+        """Checks that what is asked for now is what this phase began as; more epochs are welcome."""
+        for name in ("kind", "update_size", "shuffle", "delay", "source"):
+            was, now = getattr(self, name), getattr(asked, name)
+            if was != now:
+                raise CheckpointError(
+                    got=f"{name.replace('_', ' ')} {now} for a run that began with {was}",
+                    wanted="the settings that it began with",
+                    do="repeat the first command with --resume, or begin a new run",
+                )
+        self.finished = self.finished and asked.epochs <= self.epochs
+        self.epochs = max(self.epochs, asked.epochs)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """What one turn of the loop did: a chunk of ``num_records``, of which ``scored`` tells the outcome."""
+
+    scored: Scored | None  # None when every record of the chunk was refused
+    num_records: int
+    epoch: int
+    place: int  # records of this epoch so far
+    records: int  # records of this phase so far
+    updates: int
+    learning_rate: float
+    validation: dict[str, float] | None = None  # after an epoch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """What a ``fit`` or ``learn`` came to. Its fields are the keys of ``--json``."""
+
+    records: int
+    updates: int
+    seconds: float
+    records_per_second: float
+    engine: str
+    learning_rate: float
+    skipped: int
+    rejected: int
+    finished: bool
+    metrics: dict[str, float]
+    test: dict[str, float] | None
+    checkpoint: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)

@@ -1,0 +1,130 @@
+"""A run's folder: its lock, checkpoints, metrics and dead letters, which always agree with one another.
+
+    runs/elec2/lock                 held while a process trains
+              /checkpoints/…        see checkpoint.py
+              /metrics.jsonl        one line per report
+              /dead_letters.jsonl   one line per refused record, with its reason
+
+Lines that were written after the last commit are cut off when the run resumes: they will be written again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy
+import torch
+
+from millstream import checkpoint
+from millstream.contracts import Rejection, State
+from millstream.errors import CheckpointError, SettingError
+
+__all__ = ["Run", "numerics"]
+
+
+class Run:
+    """An open run folder. ``resume=False`` begins a new run and refuses a folder that holds one."""
+
+    def __init__(self, folder: str | Path, *, resume: bool = False, keep: int = 3) -> None:
+        self.folder, self._keep = Path(folder), keep
+        self.checkpoints = self.folder / "checkpoints"
+        self.num_rejected = 0
+        if resume and not self.checkpoints.is_dir():
+            raise CheckpointError(
+                got=f"no run in {self.folder}",
+                wanted="the folder of a run to resume",
+                do="name it, or leave out --resume",
+            )
+        with checkpoint.storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("a")
+        self._take_lock()
+        if not resume and self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
+            self._lock.close()
+            raise SettingError(
+                got=f"a folder that holds a run already: {self.folder}",
+                wanted="an empty or new folder",
+                do="add --resume to go on with it, or name another folder with --run",
+            )
+        with checkpoint.storage_errors(self.folder):
+            self._metrics = self._open("metrics.jsonl", keep=resume)
+            self._dead_letters = self._open("dead_letters.jsonl", keep=resume)
+
+    def commit(self, state: State) -> Path:
+        """Makes the lines and the state durable, lines first: a state never speaks of lines that are not there."""
+        with checkpoint.storage_errors(self.folder):
+            sizes = {}
+            for name, file in (("metrics", self._metrics), ("dead_letters", self._dead_letters)):
+                file.flush()
+                os.fsync(file.fileno())
+                sizes[name] = file.tell()
+        run = {"bytes": sizes, "num_rejected": self.num_rejected}
+        return checkpoint.write(self.checkpoints, {**state, "run": run, "numerics": numerics()}, keep=self._keep)
+
+    def restore(self) -> tuple[State, list[str]]:
+        """The newest whole state, the lines cut back to it, and warnings: damaged checkpoints, other numerics."""
+        state, _, problems = checkpoint.newest(self.checkpoints)
+        self.num_rejected = state["run"]["num_rejected"]
+        with checkpoint.storage_errors(self.folder):
+            for name, file in (("metrics", self._metrics), ("dead_letters", self._dead_letters)):
+                file.truncate(min(state["run"]["bytes"][name], file.seek(0, os.SEEK_END)))
+                file.seek(0, os.SEEK_END)
+        here = numerics()
+        problems += [
+            f"{name} was {was}, is {here.get(name)}: results may differ in the last bits"
+            for name, was in state["numerics"].items()
+            if here.get(name) != was
+        ]
+        return state, problems
+
+    def report(self, line: Mapping[str, Any]) -> None:
+        with checkpoint.storage_errors(self.folder):
+            self._metrics.write(json.dumps(line) + "\n")
+
+    def reject(self, rejected: Iterable[Rejection], start: int) -> None:
+        """Writes refused records down; ``start`` is the run position of their chunk."""
+        with checkpoint.storage_errors(self.folder):
+            for item in rejected:
+                self.num_rejected += 1
+                line = {
+                    "position": start + item.offset,
+                    "reason": item.reason,
+                    "where": item.where,
+                    "record": item.record,
+                }
+                self._dead_letters.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        for file in (self._metrics, self._dead_letters, self._lock):
+            file.close()
+
+    def _open(self, name: str, *, keep: bool) -> TextIO:
+        return (self.folder / name).open("a" if keep else "w", encoding="utf-8")
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise SettingError(
+                got=f"a run that another process is training: {self.folder}",
+                wanted="a run of one's own",
+                do="wait for it, or name another folder with --run",
+            ) from error
+
+
+def numerics() -> dict[str, Any]:
+    """What the last bits of a result depend on besides code and data."""
+    return {
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+    }

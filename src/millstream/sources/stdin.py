@@ -1,0 +1,184 @@
+"""Named columns from standard input, or any pipe or binary stream: live, in order, once.
+
+What has arrived is handed out at once, however little it is. Nothing here knows where the other end of the pipe is.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from millstream.contracts import Chunk, Position
+from millstream.errors import DataError, MillstreamError, SettingError, StorageError
+from millstream.sources.columns import Declared, settled_schema
+from millstream.sources.delimited import MISSING
+from millstream.sources.rechunk import check_size, cut
+from millstream.sources.text import MAX_RECORD_BYTES, Block, OnError, Parser, check_on_error
+from millstream.sources.textfiles import begin, infer_schema
+
+__all__ = ["StdinSource"]
+
+_READ_BYTES = 1 << 20
+
+
+class StdinSource:
+    """CSV or JSON Lines from a pipe. Making it waits for the first record, which the columns' types come from.
+
+    A pipe tells little before it must be used: declare ``schema`` when a column that begins with whole numbers may hold
+    others later. Reading goes on where the last reading stood, in the same process; a position is the number of records
+    before it, and no other than that can be read from.
+
+    >>> import io
+    >>> source = StdinSource(io.BytesIO(b"hour,load\\n7,0.5\\n8,0.25\\n"))
+    >>> next(source.read()).inputs.to_pydict()
+    {'hour': [7, 8], 'load': [0.5, 0.25]}
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO | int | None = None,
+        *,
+        format: Literal["csv", "jsonl"] | None = None,
+        columns: Sequence[str] | None = None,
+        schema: Declared = None,
+        on_error: OnError = "stop",
+        delimiter: str | None = None,
+        names: Sequence[str] | None = None,
+        missing: Sequence[str] = MISSING,
+        name: str = "stdin",
+    ) -> None:
+        check_on_error(on_error)
+        if format not in (None, "csv", "jsonl"):
+            raise SettingError(got=f"format={format!r} for a pipe", wanted="'csv' or 'jsonl'", do="choose one of the two")
+        self.name = name
+        self.num_records: int | None = None
+        self.can_seek = False
+        self.can_jump = False
+        self._arrive = _reader(sys.stdin.buffer if stream is None else stream)
+        self._text = b""
+        self._ended = False
+        self._line = 1
+        self._num_handed = 0
+        self._held: Chunk | None = None
+        self._place = 0
+        self._error: MillstreamError | None = None
+        header_lines = 0 if names is not None else 1
+        self._await_lines(1)
+        found = format or ("jsonl" if self._text.lstrip()[:1] == b"{" else "csv")
+        self._await_lines(1 if found == "jsonl" else 1 + header_lines)
+        self._format, header = begin(
+            self._text, found, name, delimiter=delimiter, names=names, missing=missing
+        )
+        while not self._ended and not self._format.last_end(self._text[header.num_bytes :]):
+            self._pull()
+        self._text, self._line = self._text[header.num_bytes :], header.num_lines + 1
+        types = infer_schema(self._format, self._text, self._ended, schema, name)
+        self.schema: pa.Schema | None = settled_schema(types, schema, columns, name)
+        self._parser = Parser(self._format, self.schema, on_error)
+
+    def read(self, position: Position = None, *, size: int = 4096) -> Iterator[Chunk]:
+        check_size(size)
+        if position is not None and position != self._num_handed:
+            raise DataError(
+                got=f"position {position!r} of {self.name}, which stands at {self._num_handed}",
+                wanted="a source that can seek",
+                do="resume without a position, or read a file instead",
+            )
+        return self._chunks(size)
+
+    def take(self, numbers: npt.NDArray[np.int64]) -> Chunk:
+        raise DataError(
+            got=f"records by number from {self.name}",
+            wanted="a source that can jump",
+            do="write it to a file first",
+        )
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The columns; what comes through a pipe cannot be known before."""
+        schema = self.schema or pa.schema([])
+        return {"kind": "stdin", "format": self._format.name, "columns": {one.name: str(one.type) for one in schema}}
+
+    def _chunks(self, size: int) -> Iterator[Chunk]:
+        while (held := self._next()) is not None:
+            last = min(self._place + size, held.span)
+            chunk = cut(held, self._place, last)
+            self._place = last
+            self._num_handed += chunk.span
+            chunk.after = self._num_handed
+            yield chunk
+
+    def _next(self) -> Chunk | None:
+        """The chunk that is being handed out, with places left; None at the end."""
+        while self._held is None or self._place == self._held.span:
+            if self._error is not None:
+                raise self._error
+            block = self._block()
+            if block is None:
+                return None
+            self._held, self._error = self._parser.parse(block, self.name)
+            self._place = 0
+        return self._held
+
+    def _block(self) -> Block | None:
+        """The whole records that have arrived; waits for the first of them."""
+        while True:
+            end = len(self._text) if self._ended else self._format.last_end(self._text)
+            if end:
+                data, self._text = self._text[:end], self._text[end:]
+                block = Block(data, 0, self._line, self._format.num_lines(data))
+                self._line += block.num_lines
+                return block
+            if self._ended:
+                return None
+            self._pull()
+
+    def _await_lines(self, num_lines: int) -> None:
+        while not self._ended and self._text.lstrip().count(b"\n") < num_lines:
+            self._pull()
+
+    def _pull(self) -> None:
+        data = self._arrive()
+        self._ended = not data
+        self._text += data
+        if len(self._text) > MAX_RECORD_BYTES:
+            raise DataError(
+                got=f"{self.name}:{self._line}: a record of more than {MAX_RECORD_BYTES >> 20} MiB",
+                wanted="records that end",
+                do="look for a quote that is never closed",
+            )
+
+
+def _reader(stream: BinaryIO | int) -> Callable[[], bytes]:
+    """A function that waits for bytes and gives those that have arrived; none at the end."""
+    number = stream if isinstance(stream, int) else _file_number(stream)
+    if number is None and not isinstance(stream, int):
+        some = getattr(stream, "read1", stream.read)
+        return lambda: bytes(some(_READ_BYTES))
+    if number is None:
+        raise SettingError(got="no stream", wanted="a pipe or a binary stream", do="pass one")
+
+    def arrived() -> bytes:
+        try:
+            parts = [os.read(number, _READ_BYTES)]
+            # A pipe gives 64 KiB at a time; more that is there already makes larger, cheaper chunks.
+            while parts[-1] and sum(map(len, parts)) < _READ_BYTES and select.select([number], [], [], 0)[0]:
+                parts.append(os.read(number, _READ_BYTES))
+        except OSError as error:
+            raise StorageError(got=f"standard input ({error.strerror})", wanted="a pipe", do="pipe records in") from error
+        return b"".join(parts)
+
+    return arrived
+
+
+def _file_number(stream: BinaryIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, AttributeError):
+        return None

@@ -1,0 +1,412 @@
+"""THE loop: read, predict, learn, score, save. Batch and online differ in the source and in the update size only.
+
+    for chunk in source.read(position):     consecutive records, as named columns or tensors
+        learner.prepare(chunk)              named columns -> tensors
+        learner.learn(chunk, update_size)   predict, score, update, one update after another
+        metrics.update(scored)              since the start, and over a window
+        run.commit(state)                   everything, at once, now and then
+
+The trainer knows contracts; it does not know which source, features, engine or metric it drives.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from millstream import engines, evaluation, losses, sources
+from millstream.contracts import Chunk, Loss, Rejection, Source, State
+from millstream.delay import LabelDelay, parse_delay
+from millstream.errors import CheckpointError, MillstreamError, SettingError
+from millstream.features import Features
+from millstream.guard import SkipGuard
+from millstream.learner import Learner, Scored
+from millstream.metrics import Metrics
+from millstream.phase import Phase, Step, Summary
+from millstream.runs import Run
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Trains one model in batches and online, keeping weights, optimizer and counters from one to the other.
+
+    ``loss`` is a name (``losses.NAMES``) or a callable that gives one value per record; ``optimizer`` any of torch's,
+    plain SGD at 0.01 if none is given. ``scheduler`` steps after every update, or after every epoch if so told.
+    ``clip_norm`` and ``clip_value`` bound an update's gradient. ``scoring`` says in which mode a record is predicted
+    before its update; ``auto`` is eval mode when learning online, and the update's own output when fitting. ``run``
+    names a folder for checkpoints, metrics and dead letters; without it nothing is written.
+
+    >>> model = nn.Linear(3, 2)
+    >>> trainer = Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.1))
+    >>> summary = trainer.learn((torch.randn(100, 3), torch.randint(2, (100,))))
+    >>> summary.records, summary.updates
+    (100, 100)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | Loss | Callable[[Any, Tensor], Tensor] = "cross_entropy",
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        features: Features | None = None,
+        scheduler: LRScheduler | ReduceLROnPlateau | None = None,
+        scheduler_steps: Literal["update", "epoch"] = "update",
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        class_weights: Tensor | None = None,
+        scoring: Literal["auto", "eval", "train"] = "auto",
+        engine: str = "auto",
+        device: str | torch.device | None = None,
+        seed: int = 0,
+        window: int = 1000,
+        max_skips: int = 100,
+        run: str | Path | None = None,
+        commit_seconds: float = 30.0,
+        report_records: int = 10_000,
+        spec: dict[str, Any] | None = None,
+    ) -> None:
+        if device is not None:
+            model = model.to(device)
+            class_weights = None if class_weights is None else class_weights.to(device)
+        if optimizer is None:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler_steps = "epoch"  # it waits for a loss, and only an epoch has one
+        per_update = scheduler if scheduler_steps == "update" else None
+        resolved = losses.resolve(loss, class_weights)
+        rule = engines.UpdateRule(model, resolved, optimizer, per_update, clip_norm, clip_value, seed=seed)
+        self.learner = Learner(rule, engines.choose(engine, rule), features)
+        self.seed, self.spec = seed, spec
+        self.position = 0  # run position of the next record to be learned
+        self.metrics: Metrics | None = None
+        self._per_epoch = scheduler if scheduler_steps == "epoch" else None
+        self._scoring, self._window = scoring, window
+        self._commit_seconds, self._report_records = commit_seconds, report_records
+        self._phase: Phase | None = None
+        self._delay: LabelDelay | None = None
+        self._guard = SkipGuard(max_skips)
+        self._made: dict[str, Any] = {}  # what the metrics were made with
+        self._num_epochs = 0  # of all phases: the key of the next shuffle
+        self._whole = True  # False while a chunk is half done
+        self._stop = self._checked = False
+        self._checkpoint: Path | None = None
+        self._committed_at = time.monotonic()
+        self.run: Run | None = None
+        if run is not None:
+            self.open(run)
+
+    # ---------------------------------------------------------------- what people call
+
+    def fit(
+        self,
+        source: Any,
+        *,
+        batch_size: int = 64,
+        epochs: int = 1,
+        validation: Any = None,
+        shuffle: bool = True,
+        resume: bool = False,
+    ) -> Summary:
+        """Mini-batch training: ``epochs`` passes over a finite source, each in a new order, ``batch_size`` an update.
+
+        ``validation`` is a source, or the fraction of the records to hold out; it is evaluated after every epoch.
+        ``resume`` goes on with an unfinished ``fit`` of a restored trainer, from the record where it stood.
+        """
+        steps = self.steps(
+            source,
+            kind="fit",
+            update_size=batch_size,
+            epochs=epochs,
+            shuffle=shuffle,
+            validation=validation,
+            resume=resume,
+        )
+        test = None
+        for step in steps:
+            test = step.validation or test
+        return self.summary(test)
+
+    def learn(self, source: Any, *, update_size: int = 1, label_delay: Any = None, resume: bool = False) -> Summary:
+        """Online training: every record once, in order; predicted, scored, then learned.
+
+        With ``label_delay`` (records, or a time such as ``2h``) a record is learned when its label comes.
+        """
+        for _ in self.steps(source, update_size=update_size, label_delay=label_delay, resume=resume):
+            pass
+        return self.summary()
+
+    def steps(
+        self,
+        source: Any,
+        *,
+        kind: Literal["fit", "learn"] = "learn",
+        update_size: int = 1,
+        epochs: int = 1,
+        shuffle: bool = False,
+        label_delay: Any = None,
+        validation: Any = None,
+        resume: bool = False,
+    ) -> Iterator[Step]:
+        """The generator beneath ``fit`` and ``learn``: yields after every chunk, and after every epoch's validation.
+
+        To stop early, leave the loop: weights, optimizer and counters agree at every step.
+        """
+        source, validation = _sources(source, validation, self.seed)
+        self._enter(source, kind, update_size, epochs, shuffle, label_delay, resume)
+        phase = self._phase
+        assert phase is not None
+        try:
+            while phase.epoch < phase.epochs and not self._stop:
+                yield from self._epoch(source, phase)
+                if not self._stop:
+                    yield self._end_epoch(phase, validation)
+        except MillstreamError:
+            if self._whole:  # what was learned before the bad record is kept
+                self.commit()
+            raise
+        self.commit()
+
+    def evaluate(self, source: Any) -> dict[str, float]:
+        """The metrics of the model as it is, over all records of ``source``; nothing is learned."""
+        return evaluation.evaluate(self.learner, sources.as_source(source))
+
+    def predict(self, source: Any, *, raw: bool = False) -> Tensor:
+        """(N, C) probabilities of classes, (N,) probabilities of a binary label, or (N,) numbers; ``raw``: logits."""
+        return evaluation.predict(self.learner, sources.as_source(source), raw=raw)
+
+    def summary(self, test: dict[str, float] | None = None) -> Summary:
+        """What the phase came to so far."""
+        phase = self._phase
+        if phase is None:
+            raise SettingError(
+                got="a trainer that has not trained", wanted="a phase to sum up", do="call fit or learn first"
+            )
+        return Summary(
+            records=phase.records,
+            updates=phase.updates,
+            seconds=phase.seconds,
+            records_per_second=phase.records / phase.seconds if phase.seconds else 0.0,
+            engine=self.learner.engine.name,
+            learning_rate=self.learning_rate,
+            skipped=phase.skipped,
+            rejected=0 if self.run is None else self.run.num_rejected,
+            finished=phase.finished,
+            metrics=self._report(),
+            test=test,
+            checkpoint=None if self._checkpoint is None else str(self._checkpoint),
+        )
+
+    def stop(self) -> None:
+        """Asks the loop to end after the chunk that it is at; for signal handlers and other threads."""
+        self._stop = True
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the optimizer's first parameter group, now."""
+        return float(self.learner.rule.optimizer.param_groups[0]["lr"])
+
+    def commit(self) -> Path | None:
+        """Commits all state to the run folder at once; does nothing without one. Saving changes nothing."""
+        if self.run is None:
+            return None
+        self._checkpoint = self.run.commit(self.state_dict())
+        self._committed_at = time.monotonic()
+        return self._checkpoint
+
+    def open(self, run: str | Path, *, resume: bool = False) -> list[str]:
+        """Writes to this run folder from now on. ``resume`` first brings back its newest whole checkpoint.
+
+        Gives warnings: checkpoints that were damaged and passed over, numerics that are not those of before.
+        """
+        if self.run is not None:
+            self.run.close()
+        self.run = Run(run, resume=resume)
+        if not resume:
+            return []
+        state, warnings = self.run.restore()
+        self.load_state_dict(state)
+        return warnings
+
+    def state_dict(self) -> State:
+        """Everything that must agree, between two chunks."""
+        if not self._whole:
+            raise CheckpointError(
+                got="a trainer that was interrupted in the middle of a chunk",
+                wanted="weights and counters that agree",
+                do="restore the last checkpoint of the run",
+            )
+        return {
+            "version": 1,
+            "spec": self.spec,
+            "position": self.position,
+            "num_epochs": self._num_epochs,
+            "guard": self._guard.state_dict(),
+            "phase": None if self._phase is None else self._phase.to_state(),
+            "delay": None if self._delay is None else self._delay.state_dict(),
+            "metrics": None if self.metrics is None else {"made": self._made, "state": self.metrics.state_dict()},
+            "per_epoch": None if self._per_epoch is None else dict(self._per_epoch.state_dict()),
+            "learner": self.learner.state_dict(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        if state.get("version") != 1:
+            raise CheckpointError(
+                got=f"state of version {state.get('version')}",
+                wanted="version 1",
+                do="use the Millstream that wrote it",
+            )
+        self.learner.load_state_dict(state["learner"])
+        self.position, self._num_epochs = state["position"], state["num_epochs"]
+        self._guard.load_state_dict(state["guard"])
+        self._phase = None if state["phase"] is None else Phase.from_state(state["phase"])
+        self._delay = None
+        if state["delay"] is not None and self._phase is not None and self._phase.delay is not None:
+            self._delay = LabelDelay(self._phase.delay, self._phase.update_size)
+            self._delay.load_state_dict(state["delay"])
+        self.metrics = None
+        if state["metrics"] is not None:
+            self._made = state["metrics"]["made"]
+            self.metrics = Metrics(**self._made)
+            self.metrics.load_state_dict(state["metrics"]["state"])
+        if self._per_epoch is not None and state["per_epoch"] is not None:
+            self._per_epoch.load_state_dict(state["per_epoch"])
+        self._whole = True
+
+    # ---------------------------------------------------------------- what happens to a chunk
+
+    def _epoch(self, source: Source, phase: Phase) -> Iterator[Step]:
+        """The rest of an epoch, from where it stands."""
+        started = time.perf_counter()
+        for chunk in self._in_order(source, phase).read(phase.position, size=phase.chunk_size):
+            step = self._take(chunk, phase)
+            phase.seconds += time.perf_counter() - started
+            yield step
+            self._guard.check(self.learning_rate)
+            if self._stop:
+                return
+            started = time.perf_counter()
+
+    def _take(self, chunk: Chunk, phase: Phase) -> Step:
+        """All that happens to a chunk, in order."""
+        chunk.start = self.position
+        chunk = self.learner.prepare(chunk, learn=phase.features_learn)
+        scored: Scored | None = None
+        num_positions = chunk.span
+        if len(chunk):
+            if not self._checked:
+                self.learner.check(chunk)
+                self._checked = True
+            self._whole = False
+            frozen = not phase.features_learn
+            scored = self.learner.learn(chunk, phase.update_size, self.position, self._delay, frozen=frozen)
+            if self.metrics is None:
+                self._made = evaluation.metrics_for(self.learner.rule.loss, scored.outputs, self._window)
+                self.metrics = Metrics(**self._made)
+            self.metrics.update(scored.outputs, scored.targets, scored.losses, scored.known)
+            phase.updates += scored.num_updates
+            phase.skipped += len(scored.skipped)
+            if self._delay is not None:
+                num_positions = scored.num_learned
+        if self.run is not None and (chunk.rejected or (scored and scored.skipped)):
+            self.run.reject([*chunk.rejected, *_refusals(chunk, scored)], self.position)
+        before, phase.records = phase.records, phase.records + len(chunk)
+        phase.place += chunk.span
+        phase.position = chunk.after
+        self.position += num_positions
+        self._whole = True
+        self._report_if_due(before, phase)
+        self._guard.watch(scored)
+        if time.monotonic() - self._committed_at >= self._commit_seconds:
+            self.commit()
+        return Step(scored, len(chunk), phase.epoch, phase.place, phase.records, phase.updates, self.learning_rate)
+
+    def _enter(
+        self,
+        source: Source,
+        kind: Literal["fit", "learn"],
+        update_size: int,
+        epochs: int,
+        shuffle: bool,
+        label_delay: Any,
+        resume: bool,
+    ) -> None:
+        """Begins a phase, or goes on with the one that was restored."""
+        for name, value in (("an update size", update_size), ("a number of epochs", epochs)):
+            if value < 1:
+                raise SettingError(got=f"{name} of {value}", wanted="1 or more", do="leave it out for the default")
+        delay = None if label_delay is None else parse_delay(label_delay)
+        chunk_size = self.learner.engine.chunk_size(update_size)
+        facts = dict(source.fingerprint())
+        number = 0 if self._phase is None else self._phase.number + 1
+        asked = Phase(kind, update_size, epochs, shuffle, chunk_size, delay, facts, number)
+        if resume and self._phase is not None:
+            self._phase.continue_as(asked)
+            if self._phase.position is not None and not source.can_seek:
+                raise SettingError(
+                    got=f"a source that cannot start again at a position: {source.name}",
+                    wanted="a file, a table or an array",
+                    do="copy the stream to a file first, or learn on without --resume",
+                )
+        else:
+            self._phase, self.metrics = asked, None
+            self._delay = None if delay is None or delay.records == 0 else LabelDelay(delay, update_size)
+        automatic: Literal["eval", "train"] = "eval" if kind == "learn" else "train"
+        self.learner.rule.scoring = automatic if self._scoring == "auto" else self._scoring
+        self._stop = self._checked = False
+        self._committed_at = time.monotonic()
+
+    def _in_order(self, source: Source, phase: Phase) -> Source:
+        if not phase.shuffle:
+            return source
+        return sources.Shuffled(source, seed=self.seed, epoch=self._num_epochs)
+
+    def _end_epoch(self, phase: Phase, validation: Source | None) -> Step:
+        phase.epoch, phase.position, phase.place = phase.epoch + 1, None, 0
+        phase.finished = phase.epoch >= phase.epochs
+        self._num_epochs += 1
+        test = None if validation is None else self.evaluate(validation)
+        if isinstance(self._per_epoch, ReduceLROnPlateau):
+            self._per_epoch.step((test or self._report())["loss"])
+        elif self._per_epoch is not None:
+            self._per_epoch.step()
+        if self.run is not None:
+            self.run.report(self._line(phase) | ({} if test is None else {"test": test}))
+        self.commit()
+        return Step(None, 0, phase.epoch - 1, phase.place, phase.records, phase.updates, self.learning_rate, test)
+
+    def _report(self) -> dict[str, float]:
+        return {} if self.metrics is None else self.metrics.report()
+
+    def _report_if_due(self, before: int, phase: Phase) -> None:
+        """One line per ``report_records`` records: by position, so that a resumed run writes the same lines."""
+        if self.run is not None and phase.records // self._report_records > before // self._report_records:
+            self.run.report(self._line(phase))
+
+    def _line(self, phase: Phase) -> dict[str, Any]:
+        place = {"phase": phase.number, "kind": phase.kind, "epoch": phase.epoch, "records": phase.records}
+        facts = {"updates": phase.updates, "skipped": phase.skipped, "learning_rate": self.learning_rate}
+        return {**place, **facts, "metrics": self._report()}
+
+
+def _sources(source: Any, validation: Any, seed: int) -> tuple[Source, Source | None]:
+    source = sources.as_source(source)
+    if isinstance(validation, float):
+        source, validation = sources.hold_out(source, validation, seed=seed)
+    return source, None if validation is None else sources.as_source(validation)
+
+
+def _refusals(chunk: Chunk, scored: Scored | None) -> list[Rejection]:
+    """The records that were skipped because their loss or gradient was not finite."""
+    if scored is None or not scored.skipped or scored.num_learned != len(chunk):
+        return []
+    places = [int(p) if chunk.offsets is None else int(chunk.offsets[p]) for p in scored.skipped]
+    where = chunk.locate or (lambda _: "")
+    return [Rejection(place, "its loss or gradient is not finite", where(place)) for place in places]
