@@ -74,17 +74,6 @@ def test_an_absent_set_names_the_command(tmp_path: Path, monkeypatch: pytest.Mon
 # The cache.
 
 
-def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MILLSTREAM_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert datasets.cache_folder() == tmp_path / "xdg" / "millstream"
-    monkeypatch.setenv("MILLSTREAM_CACHE", str(tmp_path / "own"))
-    assert datasets.cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("MILLSTREAM_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert datasets.cache_folder() == Path.home() / ".cache" / "millstream"
-
-
 def test_tables_are_written_whole_and_their_damage_is_found(tmp_path: Path) -> None:
     table = pa.table({"a": pa.array(np.arange(100_000))})
     info = cache.write_tables(tmp_path, {"train": table}, {"layout": "7"})

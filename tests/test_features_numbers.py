@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -53,7 +54,7 @@ def run(standardizer, columns, cuts=(), learn=True):
     edges = [0, *sorted(cuts), table.shape[1]]
     parts = [
         standardizer.transform(values[:, a:b], None if valid[:, a:b].all() else valid[:, a:b], learn=learn)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        for a, b in itertools.pairwise(edges)
     ]
     return torch.cat(parts).numpy()
 

@@ -6,9 +6,10 @@ A ``Recipe`` is JSON. It is saved with every checkpoint, so ``load`` can build t
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
@@ -53,8 +54,8 @@ class Recipe:
     seed: int = 0
     window: int = 1000
     max_skips: int = 100
-    on_error: str = "stop"
-    nonfinite: str = "error"
+    on_error: Literal["stop", "quarantine"] = "stop"
+    nonfinite: Literal["error", "skip", "impute"] = "error"
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -136,7 +137,7 @@ def load(run: str | Path, trainer: Trainer | None = None) -> Trainer:
             )
         trainer = build(Recipe.from_json(state["spec"]))
     for warning in trainer.open(run, resume=True):
-        _warn(warning)
+        warnings.warn(warning, stacklevel=2)
     return trainer
 
 
@@ -150,7 +151,7 @@ def open_data(
     test: float | str | None = None,
     ordered: bool | None = None,
     fetch: bool = False,
-    on_error: str = "stop",
+    on_error: Literal["stop", "quarantine"] = "stop",
     seed: int = 0,
 ) -> Data:
     """The data that a name stands for: a public data set, files, a glob, or ``-`` for standard input.
@@ -185,7 +186,7 @@ def open_data(
     return data
 
 
-def _opened(name: str, target: str | None, on_error: str) -> tuple[Source, Schema]:
+def _opened(name: str, target: str | None, on_error: Literal["stop", "quarantine"]) -> tuple[Source, Schema]:
     source: Source = sources.as_source(name) if name == "-" else sources.FileSource(name, on_error=on_error)
     first = next(source.read(size=SAMPLE_RECORDS), None)
     if first is None or not isinstance(first.inputs, pa.RecordBatch) or not len(first):
@@ -216,9 +217,3 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         raise SettingError(got=f"learning rate {recipe.learning_rate}", wanted="a number above 0", do="try 0.01")
     kind, settings = OPTIMIZERS[recipe.optimizer]
     return kind(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **settings)  # type: ignore[call-arg]
-
-
-def _warn(text: str) -> None:
-    import warnings
-
-    warnings.warn(text, stacklevel=3)

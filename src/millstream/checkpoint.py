@@ -206,7 +206,7 @@ def _flatten(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple
 
 def _flatten_tensor(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
     kind = "$array" if isinstance(value, np.ndarray) else "$tensor"
-    tensor = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value.detach()
+    tensor = torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value.detach()
     if tensor.is_sparse:
         raise CheckpointError(got=f"a sparse tensor at {path!r}", wanted="dense ones", do="store it with .to_dense()")
     identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import platform
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -55,6 +56,8 @@ class Run:
         with checkpoint.storage_errors(self.folder):
             self._metrics = self._open("metrics.jsonl", keep=resume)
             self._dead_letters = self._open("dead_letters.jsonl", keep=resume)
+        # A run that is dropped gives its lock back, whether or not anybody closed it.
+        self.close = weakref.finalize(self, _close, (self._metrics, self._dead_letters, self._lock))
 
     def commit(self, state: State) -> Path:
         """Makes the lines and the state durable, lines first: a state never speaks of lines that are not there."""
@@ -100,10 +103,6 @@ class Run:
                 }
                 self._dead_letters.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def close(self) -> None:
-        for file in (self._metrics, self._dead_letters, self._lock):
-            file.close()
-
     def _open(self, name: str, *, keep: bool) -> TextIO:
         return (self.folder / name).open("a" if keep else "w", encoding="utf-8")
 
@@ -117,6 +116,11 @@ class Run:
                 wanted="a run of one's own",
                 do="wait for it, or name another folder with --run",
             ) from error
+
+
+def _close(files: Iterable[TextIO]) -> None:
+    for file in files:
+        file.close()
 
 
 def numerics() -> dict[str, Any]:

@@ -93,7 +93,6 @@ class Trainer:
         self._phase: Phase | None = None
         self._delay: LabelDelay | None = None
         self._guard = SkipGuard(max_skips)
-        self._made: dict[str, Any] = {}  # what the metrics were made with
         self._num_epochs = 0  # of all phases: the key of the next shuffle
         self._whole = True  # False while a chunk is half done
         self._stop = self._checked = False
@@ -159,7 +158,7 @@ class Trainer:
 
         To stop early, leave the loop: weights, optimizer and counters agree at every step.
         """
-        source, validation = _sources(source, validation, self.seed)
+        source, validation = _sources(source, validation, shuffle, self.seed)
         self._enter(source, kind, update_size, epochs, shuffle, label_delay, resume)
         phase = self._phase
         assert phase is not None
@@ -251,7 +250,7 @@ class Trainer:
             "guard": self._guard.state_dict(),
             "phase": None if self._phase is None else self._phase.to_state(),
             "delay": None if self._delay is None else self._delay.state_dict(),
-            "metrics": None if self.metrics is None else {"made": self._made, "state": self.metrics.state_dict()},
+            "metrics": None if self.metrics is None else self.metrics.state_dict(),
             "per_epoch": None if self._per_epoch is None else dict(self._per_epoch.state_dict()),
             "learner": self.learner.state_dict(),
         }
@@ -273,9 +272,8 @@ class Trainer:
             self._delay.load_state_dict(state["delay"])
         self.metrics = None
         if state["metrics"] is not None:
-            self._made = state["metrics"]["made"]
-            self.metrics = Metrics(**self._made)
-            self.metrics.load_state_dict(state["metrics"]["state"])
+            self.metrics = Metrics(**state["metrics"]["settings"])
+            self.metrics.load_state_dict(state["metrics"])
         if self._per_epoch is not None and state["per_epoch"] is not None:
             self._per_epoch.load_state_dict(state["per_epoch"])
         self._whole = True
@@ -308,8 +306,7 @@ class Trainer:
             frozen = not phase.features_learn
             scored = self.learner.learn(chunk, phase.update_size, self.position, self._delay, frozen=frozen)
             if self.metrics is None:
-                self._made = evaluation.metrics_for(self.learner.rule.loss, scored.outputs, self._window)
-                self.metrics = Metrics(**self._made)
+                self.metrics = Metrics(**evaluation.metrics_for(self.learner.rule.loss, scored.outputs, self._window))
             self.metrics.update(scored.outputs, scored.targets, scored.losses, scored.known)
             phase.updates += scored.num_updates
             phase.skipped += len(scored.skipped)
@@ -396,10 +393,13 @@ class Trainer:
         return {**place, **facts, "metrics": self._report()}
 
 
-def _sources(source: Any, validation: Any, seed: int) -> tuple[Source, Source | None]:
+def _sources(source: Any, validation: Any, shuffle: bool, seed: int) -> tuple[Source, Source | None]:
+    """The records to learn and those to validate on. What cannot jump and must be shuffled is imported once."""
     source = sources.as_source(source)
     if isinstance(validation, float):
         source, validation = sources.hold_out(source, validation, seed=seed)
+    if shuffle and not source.can_jump:
+        source = sources.cached(source)
     return source, None if validation is None else sources.as_source(validation)
 
 

@@ -271,9 +271,9 @@ def data() -> None:
 @_json
 def data_list(as_json: bool) -> None:
     """All data sets and generators, and which are here."""
-    from millstream.cli import data as command
+    from millstream.cli import data_sets
 
-    command.show_all(as_json)
+    data_sets.show_all(as_json)
 
 
 @data.command("show")
@@ -281,18 +281,18 @@ def data_list(as_json: bool) -> None:
 @_json
 def data_show(name: str, as_json: bool) -> None:
     """One data set: origin, licence, rows and columns."""
-    from millstream.cli import data as command
+    from millstream.cli import data_sets
 
-    command.show(name, as_json)
+    data_sets.show(name, as_json)
 
 
 @data.command("fetch")
 @click.argument("names", nargs=-1, required=True)
 def data_fetch(names: tuple[str, ...]) -> None:
     """Fetch data sets into the cache."""
-    from millstream.cli import data as command
+    from millstream.cli import data_sets
 
-    command.fetch(names)
+    data_sets.fetch(names)
 
 
 def _given(context: click.Context) -> set[str]:

@@ -212,7 +212,8 @@ def _tell(summary: Summary, as_json: bool) -> None:
         + (f", {summary.skipped:,} skipped" if summary.skipped else "")
         + (f", {summary.rejected:,} refused" if summary.rejected else "")
     )
-    names = [n for n in summary.metrics if not n.startswith("window_")]
+    hidden = {"count", "num_nonfinite"}
+    names = [n for n in summary.metrics if not n.startswith("window_") and n not in hidden]
     header: tuple[str, ...] = ("", "before each update", "last window") + (("test",) if summary.test else ())
     rows: list[tuple[str, ...]] = []
     for name in names:

@@ -3,8 +3,7 @@
 ``load("elec2").train`` is a source like any other, and ``load("elec2").schema`` says what its columns mean.
 """
 
-from millstream.datasets.cache import cache_folder
 from millstream.datasets.generators import GeneratorSource
 from millstream.datasets.library import DataSet, Description, describe, fetch, load, names
 
-__all__ = ["DataSet", "Description", "GeneratorSource", "cache_folder", "describe", "fetch", "load", "names"]
+__all__ = ["DataSet", "Description", "GeneratorSource", "describe", "fetch", "load", "names"]

@@ -19,26 +19,14 @@ import pyarrow.parquet as pq
 
 from millstream.datasets.archives import sha256_of
 from millstream.errors import StorageError
+from millstream.sources import cache_folder
 
-__all__ = ["cache_folder", "is_intact", "read_info", "scratch", "write_tables"]
+__all__ = ["is_intact", "read_info", "scratch", "write_tables"]
 
 INFO = "info.json"
 ROW_GROUP_ROWS = 65_536
 # LZ4 read as fast as no compression and faster than Snappy and Zstandard, for images and for narrow integers alike.
 COMPRESSION = "lz4"
-
-
-def cache_folder() -> Path:
-    """Where data sets are kept: $MILLSTREAM_CACHE, else $XDG_CACHE_HOME/millstream, else ~/.cache/millstream.
-
-    >>> cache_folder().is_absolute()
-    True
-    """
-    if own := os.environ.get("MILLSTREAM_CACHE"):
-        return Path(own).expanduser().absolute()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser().absolute() / "millstream"
-    return Path.home() / ".cache" / "millstream"
 
 
 def read_info(folder: Path, *, layout: str) -> dict[str, Any] | None:

@@ -27,7 +27,6 @@ class ReferenceEngine:
     def __init__(self, rule: UpdateRule) -> None:
         self.rule = rule
         self._modes = Modes(rule.model)
-        self._score_apart = rule.scoring == "eval" and self._modes.differ
         self._parameters = [p for group in rule.optimizer.param_groups for p in group["params"]]
         self._buffers = list(rule.model.buffers())
         self._device = next((p.device for p in self._parameters), torch.device("cpu"))
@@ -72,8 +71,9 @@ class ReferenceEngine:
         """One update: the outputs and losses of its B records before it, and the places of those left out of it."""
         rule = self.rule
         before = [buffer.clone() for buffer in self._buffers]
-        scored = self._score(part) if self._score_apart else None
-        if self._score_apart:
+        scored = None
+        if rule.scoring == "eval" and self._modes.differ:
+            scored = self._score(part)
             self._modes.train()
         if len(part) == 1:
             self._modes.refuse_single_records()
@@ -81,7 +81,7 @@ class ReferenceEngine:
         losses = rule.loss(outputs, _labels(part))
         left_out: list[int] = []
         if not self._gradient_is_finite(losses, part.weights):
-            left_out = self._not_finite(losses, part.weights)
+            left_out = self._not_finite(part)
             self._put_back(before)
             if len(left_out) < len(part):
                 rest = part.select(np.setdiff1d(np.arange(len(part)), left_out))
@@ -91,7 +91,7 @@ class ReferenceEngine:
                     left_out = list(range(len(part)))
         if len(left_out) < len(part):
             self._step()
-        return scored or (outputs.detach(), losses.detach()), left_out  # type: ignore[return-value]
+        return *(scored or (outputs.detach(), losses.detach())), left_out
 
     def _gradient_is_finite(self, losses: Tensor, weights: Tensor | None) -> bool:
         """Leaves the clipped gradient of the mean of weight × loss in ``.grad``; whether it and the loss are finite."""
@@ -111,22 +111,23 @@ class ReferenceEngine:
                 gradient.clamp_(-self.rule.clip_value, self.rule.clip_value)
         return True
 
-    def _not_finite(self, losses: Tensor, weights: Tensor | None) -> list[int]:
-        """The places of the records whose own loss or gradient is not finite: each is looked at alone."""
-        if len(losses) == 1:
+    def _not_finite(self, part: Chunk) -> list[int]:
+        """The places of the records whose own loss or gradient is not finite.
+
+        Each is looked at alone and in eval mode: in one graph, a bad record spoils the gradients of all (0 × ∞).
+        """
+        if len(part) == 1:
             return [0]
-        weighted = losses if weights is None else losses * weights
-        trained = [p for p in self._parameters if p.requires_grad]
-        bad = []
-        for place, loss in enumerate(weighted):
-            gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
-            finite = all(
-                bool(torch.isfinite(g.coalesce().values() if g.is_sparse else g).all())
-                for g in gradients
-                if g is not None
+        self._modes.eval()
+        alone = (_part(part, place, place + 1) for place in range(len(part)))
+        bad = [
+            place
+            for place, record in enumerate(alone)
+            if not self._gradient_is_finite(
+                self.rule.loss(self.rule.model(record.inputs), _labels(record)), record.weights
             )
-            if not (finite and bool(torch.isfinite(loss))):
-                bad.append(place)
+        ]
+        self._modes.train()
         return bad
 
     def _step(self) -> None:

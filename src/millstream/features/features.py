@@ -159,7 +159,8 @@ class Features:
     ) -> tuple[Tensor, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """(N,) number targets, each scaled with what was known before it, and the (N + 1,) shift and scale.
 
-        Entry k is what was known after k of these targets: ``original = scaled * scale + shift``. Not clipped.
+        Entry k is what was known after k of these targets; outputs become numbers by ``output * scale + shift``. A
+        target is 0 while no spread is known, and clipped like the features.
         """
         if self._target_scale is None:
             raise SettingError(got="scale_targets without a number target", wanted="one", do="ask scales_targets first")

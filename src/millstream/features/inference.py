@@ -57,7 +57,7 @@ def infer(
     if labelled and target is None:
         target = next((name for name in reversed(names) if name not in (weight, time, label_time)), names[-1])
     left_out = {target if labelled else None, weight, label_time}
-    fields = tuple(_field(name, find(batch, name)) for name in names if name not in left_out)
+    fields = tuple(_field(batch, name) for name in names if name not in left_out)
     wanted = _target(target, find(batch, target), exhaustive) if labelled and target else None
     return Schema(fields, wanted, weight, time, label_time)
 
@@ -83,22 +83,29 @@ def _require(batch: pa.RecordBatch, name: str) -> None:
         )
 
 
-def _field(name: str, column: pa.Array) -> Field:
-    kind = column.type
+def _field(batch: pa.RecordBatch, name: str) -> Field:
+    column = find(batch, name)
     if column.null_count == len(column):
         return Field(name, "ignore")
+    # A tensor's type states its shape, which the lists that it is stored as do not.
+    shape = list_shape(batch.schema.field(name).type) if pa.types.is_nested(column.type) else ()
+    return _guess(name, column, shape)
+
+
+def _guess(name: str, column: pa.Array, shape: tuple[int, ...] | None) -> Field:
+    kind = column.type
     if is_text(kind):
         return _text_field(name, plain_text(column))
     if pa.types.is_boolean(kind):
         return Field(name, "category", values=("false", "true"))
     if pa.types.is_dictionary(kind):
         plain = is_text(kind.value_type) or pa.types.is_integer(kind.value_type) or pa.types.is_boolean(kind.value_type)
-        return _category(name, column) if plain else _field(name, column.dictionary_decode())
+        return _category(name, column) if plain else _guess(name, column.dictionary_decode(), ())
     if pa.types.is_duration(kind) or _is_number(kind):
         return Field(name, "number")
     if is_time(kind):
         return _time_field(name, kind)
-    shape = _shape(column)
+    shape = _shape(column) and (shape or _shape(column))
     if shape:
         return Field(name, "array", shape=shape, scale=1 / 255 if _innermost(kind) == pa.uint8() else 1.0)
     return Field(name, "ignore")

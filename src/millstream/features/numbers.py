@@ -30,7 +30,7 @@ __all__ = ["LIMIT", "Standardizer"]
 LIMIT = 1e140
 """Numbers must be smaller than this in magnitude, so that their squares can be summed."""
 
-_TILE = 98304  # numbers worked on at once: fewer lose to the overhead of calls, more to that of memory
+_TILE = 65536  # numbers worked on at once: a few blocks of them fit the second-level cache
 _VERSION = 1
 
 Floats = npt.NDArray[np.float64]
@@ -50,6 +50,7 @@ class Standardizer:
         self.origins = np.zeros(num_columns)  # the first value of each column
         self.sums = np.zeros(num_columns)  # of x − origin
         self.squares = np.zeros(num_columns)  # M2: of squared differences from the mean
+        self._scratch: dict[str, Floats] = {}
 
     def transform(self, values_DN: Floats, valid_DN: Mask | None, *, learn: bool) -> Tensor:
         """(D, N) finite numbers to (N, D) float32, clipped to ± ``clip``; a missing one is 0 and is not counted.
@@ -73,10 +74,10 @@ class Standardizer:
     def follow(self, values_N: Floats, *, learn: bool) -> tuple[Floats, Floats, Floats]:
         """One column: (N,) scaled values and the (N + 1,) shift and scale that were known after 0, 1, … N of them.
 
-        ``scaled[k] = (values[k] − shift[k]) / scale[k]``, not clipped. The shift is 0 where nothing is known; the scale
-        is 1 there, and where all values so far were equal.
+        ``scaled[k]`` is ``(values[k] − shift[k]) / scale[k]``, clipped; 0 where no spread is known yet, as one raw value
+        could throw a model. The shift is 0 where nothing is known; the scale is 1 there and where no spread is known.
         """
-        relative, origins = self._relative(values_N[None, :], None)
+        relative, origins = self._relative(values_N[None, :], None, learn)
         if learn:
             counts, sums, squares, distance = self._fold(relative, None)
         else:
@@ -86,13 +87,13 @@ class Standardizer:
             distance = relative - sums[:, :-1] / np.maximum(counts[:, :-1], 1.0)
         known = np.maximum(counts, 1.0)
         scale = np.sqrt(squares / known)
-        scale[scale == 0.0] = 1.0
+        no_spread = scale == 0.0
+        scale[no_spread] = 1.0
         shift = np.where(counts > 0, origins[:, None] + sums / known, 0.0)
-        # Before the first value nothing is known, not even the origin that the value itself is about to set.
-        distance = np.where(counts[:, :-1] > 0, distance, values_N[None, :])
         if learn:
             self._take(origins, counts, sums, squares)
-        return (distance / scale[:, :-1])[0], shift[0], scale[0]
+        scaled = np.where(no_spread[:, :-1], 0.0, distance / scale[:, :-1])
+        return scaled.clip(-self.clip, self.clip)[0], shift[0], scale[0]
 
     def state_dict(self) -> State:
         names = ("counts", "origins", "sums", "squares")
@@ -108,10 +109,10 @@ class Standardizer:
         self.squares = np.array(state["squares"], np.float64)
 
     def _scale(self, values: Floats, valid: Mask | None, learn: bool) -> Floats:
-        relative, origins = self._relative(values, valid)
+        relative, origins = self._relative(values, valid, learn)
         if learn:
             counts, sums, squares, distance = self._fold(relative, valid)
-            std = squares[:, :-1] / np.maximum(counts[:, :-1], 1.0)
+            std = np.divide(squares[:, :-1], np.maximum(counts[:, :-1], 1.0), out=self._block("std", values.shape[1]))
             np.sqrt(std, out=std)
             self._take(origins, counts, sums, squares)
         else:
@@ -119,13 +120,23 @@ class Standardizer:
             std = np.sqrt(self.squares[:, None] / known)
             distance = np.subtract(relative, self.sums[:, None] / known, out=relative)
             if valid is not None:
-                distance[~valid] = 0.0
+                np.putmask(distance, ~valid, 0.0)
         if std.min() == 0.0:
-            std[std == 0.0] = np.inf
+            np.putmask(std, std == 0.0, np.inf)
         with np.errstate(over="ignore", under="ignore"):
             return np.divide(distance, std, out=distance)
 
-    def _relative(self, values: Floats, valid: Mask | None) -> tuple[Floats, Floats]:
+    def _block(self, name: str, width: int) -> Floats:
+        """Memory of (D, width) that is used again: fresh pages cost as much as the arithmetic done in them.
+
+        Only while learning, which is done by one thread; predictions may run beside each other.
+        """
+        size = len(self.counts) * width
+        if name not in self._scratch or self._scratch[name].size < size:
+            self._scratch[name] = np.empty(size)
+        return self._scratch[name][:size].reshape(len(self.counts), width)
+
+    def _relative(self, values: Floats, valid: Mask | None, learn: bool) -> tuple[Floats, Floats]:
         """The values relative to their column's first one, missing ones 0; and those first ones, new ones included."""
         origins = self.origins
         fresh = np.flatnonzero(self.counts == 0)
@@ -133,9 +144,11 @@ class Standardizer:
             at = 0 if valid is None else valid[fresh].argmax(axis=1)
             origins = origins.copy()
             origins[fresh] = values[fresh, at]
-        relative = values - origins[:, None]
+        relative = np.subtract(
+            values, origins[:, None], out=self._block("relative", values.shape[1]) if learn else None
+        )
         if valid is not None:
-            relative[~valid] = 0.0
+            np.putmask(relative, ~valid, 0.0)
         return relative, origins
 
     def _fold(self, relative: Floats, valid: Mask | None) -> tuple[Floats, Floats, Floats, Floats]:
@@ -143,9 +156,9 @@ class Standardizer:
 
         ``relative`` is overwritten with the distances.
         """
-        num_columns, num_records = relative.shape
+        num_records = relative.shape[1]
         counts = self._running_counts(valid, num_records)
-        sums, squares = np.empty((num_columns, num_records + 1)), np.empty((num_columns, num_records + 1))
+        sums, squares = self._block("sums", num_records + 1), self._block("squares", num_records + 1)
         sums[:, 0], squares[:, 0] = self.sums, self.squares
         sums[:, 1:] = relative
         _accumulate(sums)
@@ -154,7 +167,7 @@ class Standardizer:
         np.divide(sums[:, :-1], np.maximum(before, 1.0), out=distance)
         np.subtract(relative, distance, out=relative)
         if valid is not None:
-            relative[~valid] = 0.0
+            np.putmask(relative, ~valid, 0.0)
         np.multiply(relative, relative, out=distance)
         np.multiply(distance, before / (before + 1.0), out=distance)
         _accumulate(squares)
@@ -182,7 +195,7 @@ def _accumulate(block: Floats) -> None:
 
     torch keeps the running sum in a register, which is six times as fast as np.cumsum; the bits are the same.
     """
-    torch.cumsum(torch.from_numpy(block), 1, out=torch.from_numpy(block))
+    torch.from_numpy(block).cumsum_(1)
 
 
 def _refuse_other(what: str, got: Any, wanted: Any) -> None:

@@ -73,7 +73,8 @@ class Refusals:
         keep = np.ones(len(chunk), bool)
         keep[list(self._reasons)] = False
         kept = chunk.select(np.flatnonzero(keep))
-        return dataclasses.replace(kept, rejected=(*chunk.rejected, *rejections))
+        rejected = sorted((*chunk.rejected, *rejections), key=lambda rejection: rejection.offset)
+        return dataclasses.replace(kept, rejected=tuple(rejected))
 
 
 def _offset(chunk: Chunk, row: int) -> int:

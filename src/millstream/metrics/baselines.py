@@ -2,7 +2,7 @@
 
 "Known" before record i is the label of record i − 1, or, where labels come late, whatever ``known[i]`` says.
 
-Shapes: N records, C classes, K outputs.
+Shapes: N records, C classes, U blocks of B records.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from millstream.contracts import State
-from millstream.errors import DataError
 from millstream.metrics.folds import restored
 
 __all__ = ["Given", "LatestKnown", "MajorityBaseline"]
@@ -22,7 +21,7 @@ __all__ = ["Given", "LatestKnown", "MajorityBaseline"]
 Given: TypeAlias = Sequence[tuple[int, npt.NDArray[Any]]]
 """What was said to be known: (number of its first record, values of consecutive records)."""
 
-_BLOCK = 1024
+_BLOCK = 128
 
 
 class LatestKnown:
@@ -39,16 +38,15 @@ class LatestKnown:
         self._last = missing.copy()
 
     def resolve(self, labels: npt.NDArray[Any], given: Given) -> npt.NDArray[Any]:
-        """(..., N) what was known before each of (..., N) ``labels``: what is given, else the label before."""
+        """(..., N) what was known before each of (..., N) ``labels``: what is given, else the label before.
+
+        One given value for a record of several labels does not say what the others were: nothing is known then.
+        """
         known = np.concatenate([self._last[..., None], labels[..., :-1]], axis=-1)
         self._last = labels[..., -1].copy()
         for first, values in given:
             place = known[..., first : first + len(values)]
-            if values.ndim != known.ndim and not (known.ndim == 2 and len(known) == 1):
-                raise DataError(
-                    got=f"known labels of shape {values.shape}", wanted="one for each target", do="give all outputs"
-                )
-            place[...] = values.T
+            place[...] = values.T if values.size == place.size else np.nan
         return known
 
     def state_dict(self) -> State:
@@ -70,51 +68,56 @@ class MajorityBaseline:
 
     def predict(self, known: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """(N,) the majority after each of (N,) classes became known, −1 where nothing is; −1 is no class."""
-        if self._is_settled(len(known)):
-            return self._constant(known)
-        blocks = [known[first : first + _BLOCK] for first in range(0, len(known), _BLOCK)]
-        return np.concatenate(
-            [self._constant(block) if self._is_settled(len(block)) else self._followed(block) for block in blocks]
-        )
-
-    def _is_settled(self, num_records: int) -> bool:
-        """Whether no other class can draw level with the leader within so many records."""
-        leader = int(self._counts.argmax())
-        margin = self._counts[leader] - max(
-            self._counts[:leader].max(initial=0), self._counts[leader + 1 :].max(initial=0)
-        )
-        return bool(margin > num_records)
-
-    def _constant(self, known: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        leader = self._counts.argmax()
-        self._counts += self._count(known)
-        return np.full(len(known), leader)
-
-    def _followed(self, known: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        majority: npt.NDArray[np.int64]
-        leader = int(self._counts.argmax())
-        added = self._count(known)
-        # Of the classes that do not occur in the block only the best can lead, and that one is the leader now.
-        rivals = (self._counts + added >= self._counts[leader]) & (added > 0)
-        rivals[leader] = True
-        classes = np.flatnonzero(rivals)
-        gained = np.add.accumulate(known == classes[:, None], axis=1, dtype=np.int32)
-        gained += (self._counts[classes] - self._counts[leader]).astype(np.int32)[:, None]  # at least −_BLOCK
-        # Of equal counts the lowest class leads. With its place in the low bits, `maximum` finds it, faster than `argmax`.
-        places = np.int32((1 << len(classes).bit_length()) - 1)
-        gained *= places + 1
-        gained += places - np.arange(len(classes), dtype=np.int32)[:, None]
-        majority = classes[places - (np.maximum.reduce(gained, axis=0) & places)]
-        if not self._counts[leader]:
+        before, leader = self._counts, int(self._counts.argmax())
+        self._counts = before + np.bincount(known + 1, minlength=len(before) + 1)[1:]
+        if np.count_nonzero(self._counts >= before[leader]) == 1:  # nobody else ends where the leader began
+            majority = np.full(len(known), leader)
+        else:
+            majority = _follow(before, known)
+        if not before[leader]:
             majority[np.add.accumulate(known >= 0) == 0] = -1
-        self._counts += added
         return majority
-
-    def _count(self, known: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return np.bincount(known + 1, minlength=len(self._counts) + 1)[1:]
 
     def state_dict(self) -> State:
         return {"counts": self._counts.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._counts = restored(state, "counts", self._counts)
+
+
+def _follow(counts: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(N,) the majority after each record, from (C,) counts before the first; in blocks of which most are settled."""
+    num_blocks, num_classes = -(len(known) // -_BLOCK), len(counts)
+    blocks = np.full((num_blocks, _BLOCK), -1)
+    blocks.reshape(-1)[: len(known)] = known
+    each = np.arange(num_blocks)
+    cells = blocks + (1 + (num_classes + 1) * each[:, None])
+    added = np.bincount(cells.reshape(-1), minlength=num_blocks * (num_classes + 1)).reshape(num_blocks, -1)[:, 1:]
+    before = np.add.accumulate(added, axis=0) - added + counts
+    leaders = before.argmax(axis=1)
+    lead = before[each, leaders][:, None]
+    # Of the classes that do not occur in a block only the best can lead, and that one leads already.
+    rivals = (before + added >= lead) & (added > 0)
+    rivals[each, leaders] = True
+    majority = np.repeat(leaders, _BLOCK).reshape(num_blocks, _BLOCK)
+    unsettled = np.flatnonzero(rivals.sum(axis=1) > 1)
+    if len(unsettled):
+        ahead = np.maximum(before - lead, -2 * _BLOCK)[unsettled]
+        majority[unsettled] = _contest(ahead, rivals[unsettled], blocks[unsettled])
+    return majority.reshape(-1)[: len(known)]
+
+
+def _contest(
+    ahead_UC: npt.NDArray[np.int64], rivals_UC: npt.NDArray[np.bool_], known_UB: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """(U, B) the majority after each record of U blocks, from how far each class is ahead of the leader before them."""
+    num_rivals = int(rivals_UC.sum(axis=1).max())
+    classes = np.sort(np.argsort(~rivals_UC, axis=1, kind="stable")[:, :num_rivals], axis=1)
+    gained = np.add.accumulate(known_UB[:, None] == classes[:, :, None], axis=2, dtype=np.int32)
+    gained += np.take_along_axis(ahead_UC, classes, axis=1).astype(np.int32)[:, :, None]
+    # Of equal counts the lowest class leads. With its place in the low bits, `maximum` finds it, faster than `argmax`.
+    low_bits = (1 << num_rivals.bit_length()) - 1
+    gained *= low_bits + 1
+    gained += (low_bits - np.arange(num_rivals, dtype=np.int32))[:, None]
+    places = low_bits - (np.maximum.reduce(gained, axis=1) & low_bits)
+    return np.take_along_axis(classes, places.astype(np.int64), axis=1)

@@ -90,7 +90,7 @@ class ClassMeasures:
         self._sums.add(np.stack([losses, scores.true_log_probability]))
         self._add_calibration(scores.top_probability, scores.predicted == labels)
         if len(scores.places) == 1:
-            self._ranks.fold(scores.places, scores.places[0] + (NUM_BINS * (labels == 0)).astype(np.int32))
+            self._ranks.fold(scores.places, scores.places[0].take(np.flatnonzero(labels == 1)))
         elif len(scores.places):
             self._ranks.fold(scores.places, scores.places.take(labels * len(labels) + np.arange(len(labels))))
         self._ring.append(
@@ -120,6 +120,8 @@ class ClassMeasures:
         report: dict[str, float | None] = {"count": count, "num_nonfinite": left_out}
         if not count:
             return report
+        window = self._window()
+        exactly = count == len(self._ring)  # the window is all there is: no need to estimate
         misses, hits = self._calibration
         loss, log_probability = self._sums.totals().tolist()
         report |= _summary(
@@ -128,11 +130,11 @@ class ClassMeasures:
             no_change=no_change / count,
             majority=majority / count,
             calibration=exact.calibration_error_of_bins(misses + hits, hits, self._confidence),
-            roc_auc=self._ranks.mean(exact.roc_auc_of_counts),
-            pr_auc=self._ranks.mean(exact.average_precision_of_counts),
+            roc_auc=window["roc_auc"] if exactly else self._ranks.mean(exact.roc_auc_of_counts),
+            pr_auc=window["pr_auc"] if exactly else self._ranks.mean(exact.average_precision_of_counts),
             loss=loss / count,
         )
-        return report | {f"window_{name}": value for name, value in self._window().items()}
+        return report | {f"window_{name}": value for name, value in window.items()}
 
     def _window(self) -> dict[str, float | None]:
         ring = self._ring

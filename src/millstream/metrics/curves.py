@@ -1,8 +1,8 @@
 """Rank measures since the start in constant memory: how many records had a score in each of a fixed set of bins.
 
-Scores within a bin count as tied. For two classes there are 4,096 bins of the log odds: even up to 0.01, then
-logarithmic, each 0.4 % of the log odds wide. For more there are 2,048 for each class against the rest, 1/32
-nat wide. Both areas are within 0.001 of the exact ones where scores spread over many bins.
+Scores within a bin count as tied, and nothing else is lost. Measured: with log odds of a standard deviation of 1 or
+more both areas are within 0.001 of the exact ones; of 0.3 or more, the one under the ROC curve still is. A model whose
+log odds all lie within a few hundredths of each other is seen coarsely.
 
 Shapes: N records, R ranked classes, S bins.
 """
@@ -37,14 +37,14 @@ class RankHistogram:
         self._positives = np.zeros((num_ranked, num_bins), dtype=np.int64)
 
     def fold(self, places: npt.NDArray[np.int32], positives: npt.NDArray[np.int32]) -> None:
-        """Take up (R, N) places in the flat (R · S,) histogram, and those of the positive ones (beyond: not counted)."""
+        """Take up (R, N) places in the flat (R · S,) histogram, and of those the positive ones."""
         self._every += self._count(places.reshape(-1))
-        self._positives += self._count(positives)
+        np.add.at(self._positives.reshape(-1), positives, 1)
 
     def _count(self, places: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         # torch counts 32-bit integers as they are, in half the time that NumPy needs to widen and count them.
         counts: npt.NDArray[np.int64] = torch.bincount(torch.from_numpy(places), minlength=self._every.size).numpy()
-        return counts[: self._every.size].reshape(self._every.shape)
+        return counts.reshape(self._every.shape)
 
     def mean(self, measure: Callable[[Any, Any], float | None]) -> float | None:
         """The mean over the ranked classes of a measure of (positives, negatives) by bin."""

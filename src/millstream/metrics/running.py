@@ -1,6 +1,6 @@
 """Metrics: takes up outputs, targets and losses as they come, and reports.
 
-Updates are kept until about a thousand records are together, or somebody asks, and taken up at once, so that a record
+Updates are kept until some thousand records are together, or somebody asks, and taken up at once, so that a record
 costs a few vectorised passes. When they are taken up changes no bit of any result.
 
 Shapes: N records, C classes, K outputs.
@@ -28,8 +28,9 @@ from millstream.metrics.numbers import NumberMeasures
 __all__ = ["Metrics"]
 
 _VERSION = 1
-_MAX_RECORDS = 1024  # kept before they are taken up,
-_MAX_OUTPUTS = 1 << 22  # or fewer, if they hold more numbers than this
+_MAX_RECORDS = 8192  # kept before they are taken up,
+_RECORDS_OF_CALL = 7  # where a call counts for a few more, as its tensors are objects,
+_MAX_OUTPUTS = 1 << 20  # and fewer if they hold more numbers than this
 
 _Piece: TypeAlias = "tuple[Tensor, Tensor, Tensor, npt.NDArray[Any] | None]"
 
@@ -57,7 +58,7 @@ class Metrics:
       ``log_loss`` (mean −log p of the true class in nats, whatever the training loss), ``normalised_entropy`` (log loss
       over the entropy of the class frequencies), ``calibration`` (expected calibration error: 15 bins of equal width of
       the predicted class's probability), ``roc_auc`` and ``pr_auc`` (average precision; for 3 to 20 classes the mean of
-      each against the rest; exact over the window, since the start within 0.001 as ``curves`` says)
+      each against the rest; exact over the window and up to its size, then from bins: see ``curves``)
     - their baselines: ``no_change_accuracy`` (predict the label known last), ``kappa_temporal`` (accuracy beyond that)
       and ``majority_accuracy`` (predict the class known most often); they are wrong where nothing is known yet
     - ``number``: ``mae``, ``rmse``, ``r2``, ``pinball`` (of ``quantile``), and the baselines ``no_change_mae``,
@@ -105,7 +106,7 @@ class Metrics:
         ``targets``: (N,) classes, or numbers shaped as the outputs. ``losses``: (N,). ``known``: (N,) for labels that
         come late, the latest label that was known when each record was predicted, NaN (or −1 for a class) if none; None
         says that it was the label of the record before. The majority and the mean are those of ``known`` so far, one
-        value per record.
+        value per record. Of K numbers all (N, K) are needed; the baselines are left out where only (N,) is given.
 
         >>> metrics = Metrics("number", 1)
         >>> metrics.update(torch.tensor([2.0, 2.0]), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
@@ -123,7 +124,7 @@ class Metrics:
         if known is not None and len(known) != num_records:
             raise DataError(got=f"{len(known)} known labels", wanted=f"{num_records}", do="give one for each record")
         self._pending.append((outputs, targets, losses.detach() if losses.requires_grad else losses, known))
-        self._num_pending += num_records
+        self._num_pending += num_records + _RECORDS_OF_CALL
         if self._num_pending >= self._limit:
             self._fold()
 
@@ -155,7 +156,7 @@ class Metrics:
                 do="resume with the settings that the checkpoint was made with",
             )
         self._pending, self._num_pending = [], 0
-        self._measures.load_state_dict(state["measures"])
+        self._measures.load_state_dict(state.get("measures", {}))
 
     def _fold(self) -> None:
         pending, self._pending, self._num_pending = self._pending, [], 0

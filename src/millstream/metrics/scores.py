@@ -18,11 +18,11 @@ from millstream.metrics.folds import column_sums
 
 __all__ = ["BINS_PER_CLASS", "NUM_BINS", "Scores", "score_binary", "score_classes"]
 
-NUM_BINS = 4096  # of the log odds of two classes
-_FINEST = 0.01  # log odds below this are binned evenly, above it by their logarithm
-_BINS_PER_NAT = NUM_BINS / 2 / np.arcsinh(40 / _FINEST)  # the outermost bins begin at log odds of ±40
+NUM_BINS = 8192  # of the log odds of two classes
+_EVEN = 0.1  # log odds below this are binned evenly, above it by their logarithm
+_BINS_PER_NAT = NUM_BINS / 2 / np.arcsinh(40 / _EVEN)  # the outermost bins begin at log odds of ±40
 BINS_PER_CLASS = 2048  # of one class against the rest
-_CLASS_BINS_PER_NAT = BINS_PER_CLASS / 64  # the outermost bins begin at probabilities of e⁻³² and 1 − e⁻³²
+_BEND = 3.0  # halfway from the middle to the outermost bin is e³ times as rare
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,9 +33,7 @@ class Scores:
     true_log_probability: npt.NDArray[np.float64]  # (N,) natural logarithm, of the true class
     top_probability: npt.NDArray[np.float64]  # (N,) of the predicted class
     ranks: npt.NDArray[Any]  # (R, N) scores that order the records, by ranked class
-    places: npt.NDArray[
-        np.int32
-    ]  # (R, N) bin of each, counted on from one ranked class to the next; (0, N) if not asked
+    places: npt.NDArray[np.int32]  # (R, N) bin of each, counted on from class to class; (0, N) if not asked for
 
 
 def score_binary(log_odds: npt.NDArray[np.float64], targets: npt.NDArray[np.int64]) -> Scores:
@@ -46,7 +44,7 @@ def score_binary(log_odds: npt.NDArray[np.float64], targets: npt.NDArray[np.int6
     """
     small = np.exp(-np.abs(log_odds))
     against = log_odds * (1 - 2 * targets)  # log odds of the wrong class
-    bins = np.arcsinh(log_odds * (1 / _FINEST))
+    bins = np.arcsinh(log_odds * (1 / _EVEN))
     bins *= _BINS_PER_NAT
     bins += NUM_BINS / 2
     return Scores(
@@ -66,10 +64,11 @@ def score_classes(logits_NC: npt.NDArray[Any], targets: npt.NDArray[np.int64], *
     """
     num_records, num_classes = logits_NC.shape
     rows = np.arange(0, num_records * num_classes, num_classes)
-    logits_CN = np.ascontiguousarray(logits_NC.T)  # so that whatever is per record runs along contiguous memory
+    logits_CN = logits_NC.T.copy(order="C")  # whatever is per record then runs along contiguous memory
     top = np.maximum.reduce(logits_CN, axis=0)
     predicted = _first_true(logits_CN == top)
-    logits_CN -= top
+    with np.errstate(over="ignore"):  # a difference beyond the largest number is a probability of 0
+        logits_CN -= top
     total = column_sums(np.exp(logits_CN).astype(np.float64))
     log_total = np.log(total)
     true = logits_NC.take(rows + targets).astype(np.float64) - top - log_total
@@ -87,30 +86,31 @@ def _first_true(mask_CN: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """(N,) place of the first True of each column. ``argmax`` along short rows branches, five times as slow."""
     num_classes = len(mask_CN)
     from_end = np.arange(num_classes, 0, -1, dtype=np.min_scalar_type(num_classes))
-    last = np.maximum.reduce(mask_CN.view(np.uint8) * from_end[:, None], axis=0)
-    return num_classes - last.astype(np.int64)
+    last: npt.NDArray[Any] = np.maximum.reduce(mask_CN.view(np.uint8) * from_end[:, None], axis=0)
+    places: npt.NDArray[np.int64] = num_classes - last.astype(np.int64)
+    return places
 
 
 def _class_places(
     log_probability_CN: npt.NDArray[Any], predicted: npt.NDArray[np.int64], total: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int32]:
-    """Bins of log 2p up to one half, of −log 2(1 − p) above it; only the predicted class of a record can be above."""
+    """Place b / (b − log 2p) of the lower half of bins up to one half, likewise for 1 − p in the upper half above it.
+
+    A bin is narrow where most scores are, and no score is out of range. Only the predicted class can be above one half.
+    """
     kind = log_probability_CN.dtype.type
-    scale, middle = kind(_CLASS_BINS_PER_NAT), kind(BINS_PER_CLASS / 2 + _CLASS_BINS_PER_NAT * np.log(2.0))
-    first = np.arange(0, len(log_probability_CN) * BINS_PER_CLASS, BINS_PER_CLASS).astype(kind)[:, None]
-    places = log_probability_CN * scale
-    places += first + middle
-    np.maximum(places, first, out=places)
-    above = np.log(np.maximum(total - 1.0, 1e-300)).astype(kind)  # log(1 − p) of the predicted class is this − log total
-    above -= np.log(total).astype(kind)
-    above *= -scale
-    above -= middle - BINS_PER_CLASS
-    np.minimum(above, kind(BINS_PER_CLASS - 1), out=above)
-    above += (predicted * BINS_PER_CLASS).astype(kind)
+    bend, half = kind(_BEND - np.log(2.0)), kind(_BEND * BINS_PER_CLASS / 2)
+    first = np.arange(0, len(log_probability_CN) * BINS_PER_CLASS, BINS_PER_CLASS).astype(kind)
+    places = bend - log_probability_CN
+    np.divide(half, places, out=places)
+    places += first[:, None]
+    rest = np.log(total) - np.log(np.maximum(total - 1.0, 1e-300))  # −log(1 − p) of the predicted class
+    above = np.minimum(kind(BINS_PER_CLASS) - half / (bend + rest.astype(kind)), kind(BINS_PER_CLASS - 1))
+    above += first.take(predicted)
     top = predicted * len(total) + np.arange(len(total))
     below = places.take(top)
     above -= below
-    above *= total < 2.0  # instead of `where`, which branches
+    above *= total < 2.0  # `where` would branch
     places.reshape(-1)[top] = below + above
     whole: npt.NDArray[np.int32] = places.astype(np.int32)
     return whole

@@ -24,6 +24,7 @@ from millstream.sources.rechunk import Piece, take_from
 __all__ = ["ArrowFiles", "ParquetFiles"]
 
 _BATCH_ROWS = 1 << 16
+_PROBE = pa.proxy_memory_pool(pa.default_memory_pool())  # must outlive whatever was allocated from it
 
 
 class ParquetFiles:
@@ -76,7 +77,8 @@ class ArrowFiles:
         self.can_jump = all(_is_uncompressed(path) for path in self._files)
         # Choosing fields spares unpacking them, but makes Arrow copy what it would otherwise map.
         self._fields = [
-            None if self.can_jump else [schema.get_field_index(name) for name in self.schema.names] for schema in schemas
+            None if self.can_jump else [schema.get_field_index(name) for name in self.schema.names]
+            for schema in schemas
         ]
         counted = None if self.can_jump else [0]
         self._rows = [[batch.num_rows for batch in _arrow_batches(path, counted)] for path in self._files]
@@ -98,7 +100,9 @@ class ArrowFiles:
         for index in range(file, len(self._files)):
             path = self._files[index]
             with _mapped_errors(path):
-                yield from _batch_pieces(_arrow_batches(path, self._fields[index]), self.schema, index, 0, row, str(path))
+                yield from _batch_pieces(
+                    _arrow_batches(path, self._fields[index]), self.schema, index, 0, row, str(path)
+                )
             row = 0
 
     def _all_batches(self) -> Iterator[pa.RecordBatch]:
@@ -126,14 +130,14 @@ def _arrow_batches(path: Path, fields: list[int] | None) -> Iterator[pa.RecordBa
 
 def _is_uncompressed(path: Path) -> bool:
     """Whether a record batch can be had without memory of its own, as a view of the mapped file."""
-    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = _PROBE.bytes_allocated()
     with _mapped_errors(path):
-        reader = _open_arrow(path, None, pool)
+        reader = _open_arrow(path, None, _PROBE)
         if isinstance(reader, pa.RecordBatchFileReader):
             batch = reader.get_batch(0) if reader.num_record_batches else None
         else:
             batch = next(iter(reader), None)
-        return batch is not None and pool.bytes_allocated() == 0
+        return batch is not None and _PROBE.bytes_allocated() == before
 
 
 def _open_arrow(path: Path, fields: list[int] | None, pool: Any) -> Any:
@@ -166,14 +170,14 @@ def _locator(where: str, first: int) -> Callable[[int], str]:
 
 
 def _check_same(files: Sequence[Path], schemas: Sequence[pa.Schema], wanted: pa.Schema) -> None:
-    first = schemas[0]
     for path, schema in zip(files[1:], schemas[1:], strict=True):
         for name in wanted.names:
-            if name not in schema.names or settled_type(schema.field(name).type) != settled_type(first.field(name).type):
-                got = f"no column {name!r}" if name not in schema.names else f"{name!r} as {schema.field(name).type}"
+            old = settled_type(schemas[0].field(name).type)
+            new = settled_type(schema.field(name).type) if name in schema.names else None
+            if new != old:
                 raise DataError(
-                    got=f"{path} with {got}",
-                    wanted=f"{first.field(name).type}, as in {files[0]}",
+                    got=f"{path} with {f'{name!r} as {new}' if new else f'no column {name!r}'}",
+                    wanted=f"{old}, as in {files[0]}",
                     do="read files with different columns as different sources",
                 )
 
@@ -196,7 +200,9 @@ def _mapped_errors(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         reason = str(error).splitlines()[0][:200]
-        raise StorageError(got=f"{path} ({reason})", wanted="a readable file", do="check it and its permissions") from error
+        raise StorageError(
+            got=f"{path} ({reason})", wanted="a readable file", do="check it and its permissions"
+        ) from error
 
 
 def _parts(position: Position, rows: Sequence[int]) -> tuple[int, int]:

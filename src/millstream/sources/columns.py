@@ -60,7 +60,9 @@ def wanted_columns(found: Sequence[str], columns: Sequence[str] | None, where: s
     """The columns that are read, in the order of ``columns``; all that were found when it is None."""
     twice = sorted({name for name in found if list(found).count(name) > 1})
     if twice:
-        raise DataError(got=f"column {twice[0]!r} twice in {where}", wanted="each name once", do="rename one of the two")
+        raise DataError(
+            got=f"column {twice[0]!r} twice in {where}", wanted="each name once", do="rename one of the two"
+        )
     if columns is None:
         return list(found)
     if isinstance(columns, str) or not columns:
@@ -93,7 +95,9 @@ def declared_types(declared: Declared) -> dict[str, pa.DataType]:
     """Declared types by name, each of them an Arrow type."""
     if declared is None:
         return {}
-    pairs = dict(zip(declared.names, declared.types, strict=True)) if isinstance(declared, pa.Schema) else dict(declared)
+    pairs = (
+        dict(zip(declared.names, declared.types, strict=True)) if isinstance(declared, pa.Schema) else dict(declared)
+    )
     for name, kind in pairs.items():
         if not isinstance(kind, pa.DataType):
             raise SettingError(
@@ -113,8 +117,9 @@ def _plain(batch: pa.RecordBatch, field: pa.Field, where: str) -> Any:
     column = batch.column(field.name)
     if column.type.equals(field.type):
         return column
+    is_finer = str(column.type).startswith("timestamp[ns") and pa.types.is_timestamp(field.type)
     try:
-        return column.cast(field.type)
+        return column.cast(field.type, safe=not is_finer)  # what is below a microsecond is dropped
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(

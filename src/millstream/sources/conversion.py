@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ def as_source(data: Any, targets: Any = None, *, weights: Any = None, name: str 
     - a path or pattern, or a list of them: the files; ``-``: standard input
     - tensors or arrays ``X``, ``(X, y)`` or ``(X, y, w)``, where X may be a tuple or dict of them: tensors. float64 of
       NumPy becomes float32; whole-number targets become int64
-    - a pandas, polars or Arrow table, or a dict of lists: named columns; ``targets`` and ``weights`` become columns, too
+    - a pandas, polars or Arrow table, or a dict of lists: named columns, ``targets`` and ``weights`` among them
     - a torch Dataset, DataLoader or IterableDataset (of records: wrap one that gives batches into a DataLoader)
     - any iterable of records: dicts of named values, or ``(x, y)`` pairs. With dicts of tensors, ``targets`` is the key
       of the targets
@@ -131,24 +130,21 @@ def _to_tensor(value: Any, what: str) -> Tensor:
 
 def _arrays(data: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any] | None:
     """(X, y, w) when all is in memory and numeric, else None."""
-    if isinstance(data, tuple) and targets is None and weights is None and len(data) in (2, 3) and _is_array(data[1]):
+    is_pair = isinstance(data, tuple) and len(data) in (2, 3) and targets is None and weights is None
+    if is_pair and (_is_array(data[1]) or isinstance(data[1], list)):
         inputs, targets, *rest = data
         return inputs, targets, rest[0] if rest else None
-    if isinstance(data, dict) and all(_is_array(one) for one in data.values()) and data:
-        return data, targets, weights
-    if isinstance(data, tuple) and data and all(_is_array(one) for one in data):
-        return data[0] if len(data) == 1 else data, targets, weights
-    if _is_array(data) or _is_list_of(data, (int, float)) or (isinstance(data, list) and _is_array(targets)):
-        return data, targets, weights
-    if isinstance(data, list) and data and isinstance(data[0], list) and not isinstance(targets, str):
+    if isinstance(data, (tuple, dict)) and data:
+        parts = data.values() if isinstance(data, dict) else data
+        if all(_is_array(one) for one in parts):
+            return data[0] if isinstance(data, tuple) and len(data) == 1 else data, targets, weights
+    if _is_array(data) or _is_list_of(data, (int, float, list)):
         return data, targets, weights
     return None
 
 
 def _is_array(value: Any) -> bool:
-    if isinstance(value, (Tensor, np.ndarray)):
-        return True
-    return isinstance(value, list) or hasattr(value, "__array__")
+    return isinstance(value, (Tensor, np.ndarray)) or hasattr(value, "__array__")
 
 
 def _is_list_of(value: Any, kinds: tuple[type, ...]) -> bool:
@@ -349,7 +345,9 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
 def _refuse_key(key: str | None) -> None:
     if key is not None:
         raise SettingError(
-            got=f"targets={key!r} beside named columns", wanted="no targets=", do="name the target in the schema instead"
+            got=f"targets={key!r} beside named columns",
+            wanted="none",
+            do="name the target in the schema instead",
         )
 
 
@@ -364,5 +362,3 @@ def _refuse_extra(data: Any, targets: Any, weights: Any) -> None:
             wanted="them for arrays and tables only",
             do="name the columns in the schema",
         )
-
-

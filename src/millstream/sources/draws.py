@@ -1,7 +1,7 @@
 """Draws that depend on a key and a number only, never on what was drawn before: hashes, uniforms, permutations.
 
-All are vectorised, cost no memory that grows with the range, and do not change with NumPy's versions. This file knows no
-sources. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014); the permutation is a Feistel
+All are vectorised, cost no memory that grows with the range, and do not change with NumPy's versions. This file knows
+no sources. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), the permutation a Feistel
 network that walks until it lands in the range (Black and Rogaway, 2002).
 """
 

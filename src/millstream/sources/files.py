@@ -59,8 +59,8 @@ class FileSource:
     - ``on_error``: a record of a text that does not fit stops with its file and line, or is put into ``rejected``.
     - ``delimiter``, ``names`` (for a CSV without a header), ``missing`` (texts that mean a missing value): CSV only.
 
-    Reading takes a few blocks of memory, whatever the length. Only an uncompressed Arrow file can jump; ``cached`` gives
-    that to the others.
+    Reading takes a few blocks of memory, whatever the length. Only an uncompressed Arrow file can jump; ``cached``
+    gives that to the others.
 
     >>> import tempfile, pathlib
     >>> folder = tempfile.TemporaryDirectory()
@@ -186,7 +186,8 @@ def _matches(path: str) -> list[Path]:
     whole = Path(path).expanduser()
     if whole.exists() or not glob.has_magic(path):
         return [whole]
-    found = sorted(Path(one) for one in glob.glob(str(whole), recursive=True))
+    root = Path(whole.anchor)
+    found = sorted(root.glob(str(whole.relative_to(root))))
     if not found:
         raise StorageError(got=f"no file like {path}", wanted="at least one", do="correct the pattern")
     return found

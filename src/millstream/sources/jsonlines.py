@@ -95,9 +95,11 @@ class JsonLinesFormat:
 
 def _read(data: bytes, schema: pa.Schema | None) -> Any:
     try:
+        if not data.isascii():
+            data.decode("utf-8")  # Arrow does not look, and an invalid text would fail much later
         return arrow_json.read_json(
             pa.BufferReader(data),
-            read_options=arrow_json.ReadOptions(use_threads=len(data) > 1 << 16, block_size=max(len(data), 16)),
+            read_options=arrow_json.ReadOptions(use_threads=True, block_size=max(len(data), 16)),
             parse_options=arrow_json.ParseOptions(
                 explicit_schema=schema, unexpected_field_behavior="infer" if schema is None else "ignore"
             ),

@@ -64,8 +64,8 @@ class TensorSource:
         while first < total:
             last = min(first + size * _VIEWS, total)
             nothing = itertools.repeat(None)
-            targets = nothing if self._targets is None else self._targets[first:last].split(size)
-            weights = nothing if self._weights is None else self._weights[first:last].split(size)
+            targets = nothing if self._targets is None else torch.split(self._targets[first:last], size)
+            weights = nothing if self._weights is None else torch.split(self._weights[first:last], size)
             for inputs, target, weight in zip(self._split(first, last, size), targets, weights, strict=False):
                 span = min(size, last - first)
                 first += span
@@ -93,11 +93,11 @@ class TensorSource:
     def _split(self, first: int, last: int, size: int) -> Iterator[Any]:
         inputs = self._inputs
         if isinstance(inputs, Tensor):
-            return iter(inputs[first:last].split(size))
+            return iter(torch.split(inputs[first:last], size))
         if isinstance(inputs, tuple):
-            return zip(*(tensor[first:last].split(size) for tensor in inputs), strict=True)
+            return zip(*(torch.split(tensor[first:last], size) for tensor in inputs), strict=True)
         names = tuple(inputs)
-        columns = zip(*(tensor[first:last].split(size) for tensor in inputs.values()), strict=True)
+        columns = zip(*(torch.split(tensor[first:last], size) for tensor in inputs.values()), strict=True)
         return (dict(zip(names, parts, strict=True)) for parts in columns)
 
 
@@ -109,9 +109,7 @@ class TableSource:
     [{'hour': [7, 8]}, {'hour': [9]}]
     """
 
-    def __init__(
-        self, table: pa.Table | pa.RecordBatch, *, schema: Declared = None, name: str = "table"
-    ) -> None:
+    def __init__(self, table: pa.Table | pa.RecordBatch, *, schema: Declared = None, name: str = "table") -> None:
         self.name = name
         self.can_seek = True
         self.can_jump = True
@@ -176,7 +174,9 @@ def _common_length(tensors: Mapping[str, Tensor], name: str) -> int:
     lengths = {key: tensor.shape[0] if tensor.ndim else 0 for key, tensor in tensors.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{key} has {length}" for key, length in lengths.items())
-        raise DataError(got=f"{name} of unequal lengths: {shown}", wanted="one row per record in each", do="cut the longer")
+        raise DataError(
+            got=f"{name} of unequal lengths: {shown}", wanted="one row per record in each", do="cut the longer"
+        )
     length = next(iter(lengths.values()), 0)
     if not length:
         raise DataError(got=f"{name} without records", wanted="at least one record", do="check how it was made")

@@ -179,7 +179,7 @@ class Mixed:
     >>> import torch
     >>> ones, twos = TensorSource(torch.ones(100)), TensorSource(2 * torch.ones(100))
     >>> next(Mixed([(ones, 3.0), (twos, 1.0)], seed=5).read(size=8)).inputs.tolist()
-    [1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0]
+    [2.0, 1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0]
     """
 
     def __init__(self, parts: Sequence[tuple[Source, float]], seed: int = 0, *, name: str | None = None) -> None:
@@ -212,7 +212,9 @@ class Mixed:
         return rechunk(self._pieces(number, inner, size), size, skip)
 
     def take(self, numbers: npt.NDArray[np.int64]) -> Chunk:
-        raise DataError(got=f"records by number from {self.name}", wanted="a source that can jump", do="use cached(source)")
+        raise DataError(
+            got=f"records by number from {self.name}", wanted="a source that can jump", do="use cached(source)"
+        )
 
     def fingerprint(self) -> Mapping[str, Any]:
         return {**self._facts, "of": [source.fingerprint() for source in self._sources]}
@@ -227,12 +229,16 @@ class Mixed:
         while True:
             before = [tap.position() for tap in taps]
             drawn = self._draw(number, window)
-            parts = [tap.give(int(count)) for tap, count in zip(taps, np.bincount(drawn, minlength=len(taps)), strict=True)]
-            end = min(_first_missing(drawn, k, part.span if part else 0) for k, part in enumerate(parts))
-            after = [tap.position() for tap in taps]
+            counts = np.bincount(drawn, minlength=len(taps))
+            parts = [tap.give(int(count)) for tap, count in zip(taps, counts, strict=True)]
+            given = np.array([part.span if part else 0 for part in parts])
+            rank = _ranks(drawn, counts)
+            missing = np.flatnonzero(rank >= given[drawn])
+            end = int(missing[0]) if len(missing) else window
             if end:
-                chunk = self._interleave([part for part in parts if part], drawn, end)
-                yield Piece(chunk, _mixed_position(number, before, window, after))
+                places = (np.cumsum(given) - given)[drawn] + rank
+                chunk = gather(self._join([part for part in parts if part]), places[:end])
+                yield Piece(chunk, _mixed_position(number, before, window, [tap.position() for tap in taps]))
             if end < window:
                 return
             number += window
@@ -241,21 +247,120 @@ class Mixed:
         draws = uniform(self._key, np.arange(number, number + window))
         return np.minimum(np.searchsorted(self._edges, draws, side="right"), len(self._edges) - 1)
 
-    def _interleave(self, parts: list[Chunk], drawn: npt.NDArray[np.int64], end: int) -> Chunk:
-        spans = dict(zip(sorted(set(drawn.tolist())), [0] * len(parts), strict=False))
-        del spans
-        order = np.argsort(drawn, kind="stable")
-        places = np.empty_like(order)
-        places[order] = np.arange(len(order))
+    def _join(self, parts: list[Chunk]) -> Chunk:
         try:
-            joined = join(parts)
-        except (RuntimeError, TypeError, KeyError, ValueError) as error:
+            return join(parts)
+        except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(
                 got=f"{self.name} with records of different shapes", wanted="the same", do="mix sources of one kind"
             ) from error
-        return gather(joined, places[:end])
+
+
+class _Tap:
+    """A source that gives any number of places, and says where it stands: a position, and places after it."""
+
+    def __init__(self, source: Source, position: Position, size: int) -> None:
+        inner, skip = (None, 0) if position is None else _parts(position, ("position", "skip"))
+        self._chunks = source.read(inner, size=size)
+        self._before: Position = inner
+        self._chunk: Chunk | None = None
+        self._place = 0
+        self.give(skip)
+
+    def give(self, num_places: int) -> Chunk | None:
+        """The next places, fewer at the end; None for none."""
+        parts: list[Chunk] = []
+        while num_places:
+            if self._chunk is None or self._place == self._chunk.span:
+                if self._chunk is not None:
+                    self._before = self._chunk.after
+                self._chunk, self._place = next(self._chunks, None), 0
+                if self._chunk is None:
+                    break
+            last = min(self._place + num_places, self._chunk.span)
+            parts.append(cut(self._chunk, self._place, last))
+            num_places -= last - self._place
+            self._place = last
+        return join(parts) if parts else None
+
+    def position(self) -> Position:
+        if self._chunk is not None and self._place == self._chunk.span:
+            return {"position": self._chunk.after, "skip": 0}
+        return {"position": self._before, "skip": self._place}
 
 
 def modified(source: Source) -> list[Any]:
     """What else than its fingerprint tells a source's content from an older one: times of change of its files."""
     return list(getattr(source, "modified", []))
+
+
+def _windows(
+    source: Source,
+    numbers: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
+    first: int,
+    total: int,
+    size: int,
+) -> Iterator[Chunk]:
+    """Chunks of the records that ``numbers`` gives for the places from ``first`` on; many chunks share a ``take``."""
+    if first >= total:
+        return
+    one = _num_bytes(source.take(numbers(np.array([first]))))
+    window = max(1, min(_WINDOW_RECORDS, _WINDOW_BYTES // max(one, 1)) // size) * size
+    while first < total:
+        places = np.arange(first, min(first + window, total))
+        taken = source.take(numbers(places))
+        for start in range(0, len(places), size):
+            chunk = cut(taken, start, min(start + size, len(places)))
+            chunk.after = first + start + chunk.span
+            yield chunk
+        first += len(places)
+
+
+def _num_bytes(chunk: Chunk) -> int:
+    inputs = chunk.inputs
+    if isinstance(inputs, dict):
+        return sum(value.nbytes for value in inputs.values())
+    if isinstance(inputs, tuple):
+        return sum(value.nbytes for value in inputs)
+    return int(inputs.nbytes)
+
+
+def _ranks(drawn: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each draw, how many draws of the same source come before it."""
+    ranks = np.empty_like(drawn)
+    starts = np.cumsum(counts) - counts
+    ranks[np.argsort(drawn, kind="stable")] = np.arange(len(drawn)) - np.repeat(starts, counts)
+    return ranks
+
+
+def _mixed_position(
+    number: int, before: list[Position], window: int, after: list[Position]
+) -> Callable[[int], Position]:
+    def position(place: int) -> Position:
+        if place == window:
+            return {"number": number + window, "sources": after, "skip": 0}
+        return {"number": number, "sources": before, "skip": place}
+
+    return position
+
+
+def _check_jump(source: Source, what: str) -> int:
+    if not source.can_jump or source.num_records is None:
+        raise SettingError(
+            got=f"{source.name}, which can only be read in order, to {what}",
+            wanted="a source that can jump",
+            do="import it once: millstream.sources.cached(source)",
+        )
+    return source.num_records
+
+
+def _parts(position: Position, keys: tuple[str, str, str] | tuple[str, str]) -> list[Any]:
+    if not isinstance(position, dict) or any(key not in position for key in keys):
+        raise _foreign(position)
+    return [position[key] for key in keys]
+
+
+def _foreign(position: Position) -> DataError:
+    return DataError(
+        got=f"position {position!r}"[:200], wanted="one of this source", do="resume with the source that was saved"
+    )

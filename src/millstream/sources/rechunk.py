@@ -20,7 +20,18 @@ from torch import Tensor
 from millstream.contracts import Chunk, Inputs, Position, Rejection
 from millstream.errors import DataError, SettingError
 
-__all__ = ["Piece", "check_numbers", "check_place", "check_size", "cut", "gather", "join", "rechunk", "take_from", "take_rows"]
+__all__ = [
+    "Piece",
+    "check_numbers",
+    "check_place",
+    "check_size",
+    "cut",
+    "gather",
+    "join",
+    "rechunk",
+    "take_from",
+    "take_rows",
+]
 
 Places: TypeAlias = npt.NDArray[np.int64]
 
@@ -34,7 +45,7 @@ class Piece:
 
 
 def rechunk(pieces: Iterable[Piece], size: int, skip: int = 0) -> Iterator[Chunk]:
-    """Chunks of exactly ``size`` places, the last one shorter, from pieces of any size; ``skip`` places are left out first.
+    """Chunks of exactly ``size`` places, the last one shorter, from pieces of any size, less ``skip`` places.
 
     >>> whole = Chunk(torch.arange(5))
     >>> [chunk.inputs.tolist() for chunk in rechunk([Piece(whole, lambda place: place)], 2)]
@@ -60,6 +71,12 @@ def rechunk(pieces: Iterable[Piece], size: int, skip: int = 0) -> Iterator[Chunk
             held.append(cut(piece.chunk, place, span))
             wanted -= span - place
             after = piece.position(span)
+    if skip:
+        raise DataError(
+            got=f"a position {skip} records after the end of the data",
+            wanted="the data that the position belongs to",
+            do="resume with what was read before",
+        )
     if held:
         chunk = join(held)
         chunk.after = after
@@ -146,14 +163,14 @@ def gather(chunk: Chunk, places: Places) -> Chunk:
 
 
 def take_from(chunks: Sequence[Chunk], starts: Places, numbers: Places) -> Chunk:
-    """The records with these numbers of several chunks, chunk k (without holes) holding ``starts[k]`` up to ``starts[k + 1]``.
+    """The records with these numbers; chunk k (without holes) holds those from ``starts[k]`` up to ``starts[k + 1]``.
 
     Fetched chunk by chunk, in rising order, then put into the order asked for.
     """
     order = np.argsort(numbers, kind="stable")
     rising = numbers[order]
     edges = np.searchsorted(rising, starts)
-    used = np.flatnonzero(np.diff(edges))
+    used = np.flatnonzero(np.diff(edges)).tolist()
     parts = [gather(chunks[k], rising[edges[k] : edges[k + 1]] - starts[k]) for k in used]
     if not parts:
         return cut(chunks[0], 0, 0)
@@ -168,7 +185,9 @@ def check_numbers(numbers: Places, num_records: int | None, name: str) -> Places
     total = num_records or 0
     if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) >= total):
         wrong = numbers[(numbers < 0) | (numbers >= total)][0]
-        raise DataError(got=f"record {wrong} of {name}", wanted=f"numbers from 0 to {total - 1}", do="change the numbers")
+        raise DataError(
+            got=f"record {wrong} of {name}", wanted=f"numbers from 0 to {total - 1}", do="change the numbers"
+        )
     return numbers
 
 
@@ -197,7 +216,9 @@ def check_place(position: Position, num_places: int | None, name: str) -> int:
     fits = isinstance(position, int) and position >= 0 and (num_places is None or position <= num_places)
     if not fits:
         limit = "a record number" if num_places is None else f"a record number up to {num_places}"
-        raise DataError(got=f"position {position!r} of {name}", wanted=limit, do="resume with the source that was saved")
+        raise DataError(
+            got=f"position {position!r} of {name}", wanted=limit, do="resume with the source that was saved"
+        )
     return int(position)
 
 
@@ -239,9 +260,7 @@ def _join_tensors(parts: list[Tensor | None], chunks: Sequence[Chunk], fill: flo
     )
 
 
-def _join_times(
-    parts: list[npt.NDArray[np.float64] | None], chunks: Sequence[Chunk]
-) -> npt.NDArray[np.float64] | None:
+def _join_times(parts: list[npt.NDArray[np.float64] | None], chunks: Sequence[Chunk]) -> npt.NDArray[np.float64] | None:
     if all(part is None for part in parts):
         return None
     return np.concatenate(

@@ -56,7 +56,9 @@ class StdinSource:
     ) -> None:
         check_on_error(on_error)
         if format not in (None, "csv", "jsonl"):
-            raise SettingError(got=f"format={format!r} for a pipe", wanted="'csv' or 'jsonl'", do="choose one of the two")
+            raise SettingError(
+                got=f"format={format!r} for a pipe", wanted="'csv' or 'jsonl'", do="choose one of the two"
+            )
         self.name = name
         self.num_records: int | None = None
         self.can_seek = False
@@ -73,9 +75,7 @@ class StdinSource:
         self._await_lines(1)
         found = format or ("jsonl" if self._text.lstrip()[:1] == b"{" else "csv")
         self._await_lines(1 if found == "jsonl" else 1 + header_lines)
-        self._format, header = begin(
-            self._text, found, name, delimiter=delimiter, names=names, missing=missing
-        )
+        self._format, header = begin(self._text, found, name, delimiter=delimiter, names=names, missing=missing)
         while not self._ended and not self._format.last_end(self._text[header.num_bytes :]):
             self._pull()
         self._text, self._line = self._text[header.num_bytes :], header.num_lines + 1
@@ -171,7 +171,9 @@ def _reader(stream: BinaryIO | int) -> Callable[[], bytes]:
             while parts[-1] and sum(map(len, parts)) < _READ_BYTES and select.select([number], [], [], 0)[0]:
                 parts.append(os.read(number, _READ_BYTES))
         except OSError as error:
-            raise StorageError(got=f"standard input ({error.strerror})", wanted="a pipe", do="pipe records in") from error
+            raise StorageError(
+                got=f"standard input ({error.strerror})", wanted="a pipe", do="pipe records in"
+            ) from error
         return b"".join(parts)
 
     return arrived

@@ -1,7 +1,7 @@
 """Text as records: blocks of bytes that end where a record ends, parsed at once, and the bad record among them found.
 
-A format (``delimited``, ``jsonlines``) knows what a record looks like; this file knows blocks, lines and what to do with a
-record that does not fit. Where blocks are cut never changes the records.
+A format (``delimited``, ``jsonlines``) knows what a record looks like; this file knows blocks, lines and what to do
+with a record that does not fit. Where blocks are cut never changes the records.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TextFormat(Protocol):
     name: str
 
     def ends(self, data: bytes, final: bool) -> npt.NDArray[np.int64]:
-        """The place after each record and blank line; bytes after the last are an unfinished record unless ``final``."""
+        """The place after each record and blank line; what comes after the last is unfinished, unless ``final``."""
         ...
 
     def last_end(self, data: bytes) -> int:
@@ -76,7 +76,7 @@ class Block:
 def blocks(
     read: Callable[[int], bytes], text_format: TextFormat, name: str, *, byte: int, line: int, block_bytes: int
 ) -> Iterator[Block]:
-    """The text as blocks of about ``block_bytes``, each ending where a record ends; it starts at ``byte`` and ``line``."""
+    """A text as blocks of about ``block_bytes``, each ending where a record ends, from ``byte`` and ``line`` on."""
     left, wanted = b"", block_bytes
     while True:
         data = read(wanted)
@@ -131,7 +131,8 @@ class Parser:
             holes.extend(range(first, last))
             if stop:
                 break
-        error, rejected, span = None, (), len(starts)
+        error, span = None, len(starts)
+        rejected: tuple[Rejection, ...] = ()
         if stop:
             span = holes[0]
             error = self._error(block.data[starts[span] : ends[span]], locate(span))
@@ -172,7 +173,7 @@ class Parser:
         return DataError(
             got=f"{where}: {got}",
             wanted=wanted,
-            do="correct that line, declare another type in schema=, or leave bad records out with on_error='quarantine'",
+            do="correct it, declare another type in schema=, or leave bad records out with on_error='quarantine'",
         )
 
 

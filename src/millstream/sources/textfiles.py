@@ -1,7 +1,7 @@
 """Files of text, one after another: opened, unpacked, their headers compared, cut into blocks and parsed.
 
-A position in them is ``{"file", "byte", "line", "row"}``: the block that begins at that byte and line of that file (of its
-unpacked text), less its first rows.
+A position in them is ``{"file", "byte", "line", "row"}``: the block that begins at that byte and line of that file (of
+its unpacked text), less its first rows.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class ByteStream:
         except OSError as error:
             reason = str(error).splitlines()[0][:200]
             raise StorageError(
-                got=f"{self._path} ({reason})", wanted="a readable, complete file", do="check its permissions, or get it again"
+                got=f"{self._path} ({reason})",
+                wanted="a readable, complete file",
+                do="check its permissions, or get it again",
             ) from error
 
 
@@ -90,7 +92,7 @@ def open_text(path: Path) -> ByteStream:
 class TextFiles:
     """CSV or JSON Lines files with the same columns. They seek; how many records there are is not known."""
 
-    num_records = None
+    num_records: int | None = None
     can_jump = False
 
     def __init__(
@@ -155,7 +157,12 @@ class TextFiles:
 
         def position(place: int) -> Position:
             if place == whole:
-                return {"file": file, "byte": block.byte + len(block.data), "line": block.line + block.num_lines, "row": 0}
+                return {
+                    "file": file,
+                    "byte": block.byte + len(block.data),
+                    "line": block.line + block.num_lines,
+                    "row": 0,
+                }
             return {"file": file, "byte": block.byte, "line": block.line, "row": place}
 
         return Piece(chunk, position), error
@@ -207,7 +214,9 @@ def infer_schema(text_format: TextFormat, sample: bytes, is_whole: bool, declare
         raise _no_records(where)
     found = text_format.infer(records, declared_types(declared))
     if not len(found):
-        raise DataError(got=f"{where} without a single record that can be read", wanted="at least one", do="check its format")
+        raise DataError(
+            got=f"{where} without a single record that can be read", wanted="at least one", do="check its format"
+        )
     return found
 
 

@@ -220,8 +220,13 @@ class _Recorder:
         report = {} if self._metrics is None else self._metrics.report()
         found: dict[str, Any] = {f"prequential_{name}": report[name] for name in ("accuracy", "mae") if name in report}
         found["prequential_loss"] = report.get("log_loss", report.get("loss"))
-        names = {"no_change": ("no_change_accuracy", "no_change_mae"), "majority": ("majority_accuracy", "mean_mae")}
-        found["baselines"] = {key: report[n] for key, options in names.items() for n in options if n in report}
+        names = {"no_change": "no_change_", "majority": "majority_", "mean": "mean_"}
+        found["baselines"] = {
+            name: report[prefix + score]
+            for name, prefix in names.items()
+            for score in ("accuracy", "mae")
+            if prefix + score in report
+        }
         found["kappa_temporal"] = report.get("kappa_temporal")
         return {**found, "curve": self._curve}
 

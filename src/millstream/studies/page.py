@@ -6,6 +6,7 @@ It knows how a page looks; it does not know what the page says. The page needs n
 from __future__ import annotations
 
 import html
+import re
 
 __all__ = ["DARK", "LIGHT", "escape", "page"]
 
@@ -180,9 +181,9 @@ def page(title: str, body: str) -> str:
 
 
 def escape(value: object) -> str:
-    """A value as HTML text, with the space before a unit kept from breaking.
+    """A value as HTML text, with the space before a unit kept whole.
 
     >>> escape("<b> 96.8 %")
     '&lt;b&gt; 96.8&nbsp;%'
     """
-    return html.escape(str(value)).replace(" %", "&nbsp;%").replace("η = ", "η&nbsp;=&nbsp;")
+    return re.sub(r"(?<=\d) (?=%|(?:s|ms|min|h)\b)|(?<=η) (?==)|(?<=η =) ", "&nbsp;", html.escape(str(value)))

@@ -206,7 +206,7 @@ def _table(result: Result, looks: Mapping[str, Look]) -> str:
         is_best = found is not None and name == found.winner
         title = line_key(looks[name]) + escape(arm.get("title") or short_name(name))
         title += '<span class="badge">best</span>' * is_best + _diverged(arm)
-        cells = []
+        named, cells = f'<td class="named">{title}</td>', []
         for _, column, text in columns:
             value = arm.get(column)
             shown = "–" if value is None or value != value else text(value)
@@ -215,7 +215,7 @@ def _table(result: Result, looks: Mapping[str, Look]) -> str:
             cells.append(f"<td{mark}>{shown}{f' <small>{around}</small>' if around else ''}</td>")
             if column == key:
                 cells.append(f"<td>{_whisker(arms, arm, key, looks[name])}</td>")
-        rows.append(f"<tr{' class=best' * is_best}><td class="named">{title}</td>{''.join(cells)}</tr>")
+        rows.append(f"<tr{' class=best' * is_best}>{named}{''.join(cells)}</tr>")
     seeds = result.get("seeds") or 1
     dots = f"; faint dots: each of the {seeds} seeds" if seeds > 1 else ""
     return (

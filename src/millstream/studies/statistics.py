@@ -292,7 +292,7 @@ def _compare(result: Result, found: Contest, rival_name: str, difference: Differ
     gap, cost = _gap(metric, difference.mean), _cost(best, rival)
     again = names[0].partition(" (")[0]
     again = names[0] if names[1].startswith(again) else again
-    prefix = "Each at its own best rate, " if _both_tuned(arms, found.winner, rival_name) else ""
+    prefix = "Each at the best rate tried, " if _both_tuned(arms, found.winner, rival_name) else ""
     if difference.interval is not None and not difference.is_more_than_noise:
         limit = EQUIVALENT_ACCURACY if metric == "accuracy" else EQUIVALENT_ERROR_FRACTION * abs(best[found.key])
         claim = "it makes no difference" if max(map(abs, difference.interval)) < limit else "it is too noisy to call"

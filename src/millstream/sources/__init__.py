@@ -1,0 +1,40 @@
+"""Everything that records come from. Each source gives chunks with positions, as ``contracts.Source`` says.
+
+    as_source(anything) ─▶ TensorSource, TableSource          memory      seek and jump
+                           FileSource                         files       seek; jump if uncompressed Arrow
+                           StdinSource                        stdin       live, once
+                           DatasetSource, RecordsSource, …    iterables   as fast as their code
+    cached(source) ─▶ CachedSource                            cache       makes any of them jump
+    Shuffled, Repeated, Mixed, Subset, hold_out               order, holdout
+
+It does not know features, models or training.
+"""
+
+from millstream.sources.cache import CachedSource, cache_folder, cached
+from millstream.sources.conversion import as_source
+from millstream.sources.files import FileSource
+from millstream.sources.holdout import Filtered, hold_out
+from millstream.sources.iterables import BatchesSource, DatasetSource, RecordsSource
+from millstream.sources.memory import TableSource, TensorSource
+from millstream.sources.order import Mixed, Repeated, Shuffled, Subset
+from millstream.sources.stdin import StdinSource
+
+__all__ = [
+    "BatchesSource",
+    "CachedSource",
+    "DatasetSource",
+    "FileSource",
+    "Filtered",
+    "Mixed",
+    "RecordsSource",
+    "Repeated",
+    "Shuffled",
+    "StdinSource",
+    "Subset",
+    "TableSource",
+    "TensorSource",
+    "as_source",
+    "cache_folder",
+    "cached",
+    "hold_out",
+]

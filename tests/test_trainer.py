@@ -1,0 +1,314 @@
+"""The loop, and that a run which was cut anywhere ends bit-identical. Run: pytest tests/test_trainer.py"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import millstream
+from millstream import checkpoint
+from millstream.errors import CheckpointError, DataError, DivergenceError, ModelError, SettingError
+from millstream.phase import Step
+from millstream.trainer import Trainer
+
+NUM = 2000
+
+
+def table(num: int = NUM, seed: int = 0) -> pa.Table:
+    """Numbers, categories and gaps; the label depends on them."""
+    rng = np.random.default_rng(seed)
+    a, b, kind = rng.normal(5, 3, num), rng.exponential(2, num), rng.choice(["x", "y", "z"], num)
+    label = np.where(a + b + (kind == "x") * 4 > 9, "high", np.where(b > 2, "middle", "low"))
+    a[rng.random(num) < 0.05] = np.nan
+    return pa.Table.from_pandas(pd.DataFrame({"a": a, "b": b, "kind": kind, "label": label}))
+
+
+class Net(nn.Module):
+    def __init__(self, features: millstream.Features) -> None:
+        super().__init__()
+        self.dense = nn.Linear(features.num_dense, 16)
+        self.ids = nn.EmbeddingBag(features.num_ids, 16, mode="sum", padding_idx=0)
+        self.rest = nn.Sequential(nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        out: torch.Tensor = self.rest(self.dense(inputs["dense"]) + self.ids(inputs["ids"]))
+        return out
+
+
+def make(run: Path | None = None, **changes: Any) -> Trainer:
+    """A trainer with everything that has state: features, dropout, Adam, a schedule."""
+    features = millstream.Features(millstream.infer(table(), target="label"))
+    torch.manual_seed(3)
+    model = Net(features)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5000)
+    settings_: dict[str, Any] = {"commit_seconds": 0, "report_records": 300, "window": 200, **changes}
+    return Trainer(model, "cross_entropy", optimizer, features=features, scheduler=scheduler, run=run, **settings_)
+
+
+def everything(trainer: Trainer) -> dict[str, Any]:
+    """All state but the clock."""
+    state = trainer.state_dict()
+    state["phase"]["seconds"] = 0
+    return state
+
+
+def assert_same(a: Any, b: Any, path: str = "") -> None:
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for place, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}.{place}")
+    elif isinstance(a, torch.Tensor | np.ndarray):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape and a.tobytes() == b.tobytes(), path
+    else:
+        assert a == b or (a != a and b != b), path
+
+
+def phase(trainer: Trainer, kind: str, resume: bool) -> Iterator[Step]:
+    if kind == "fit":
+        return trainer.steps(
+            table(), kind="fit", update_size=64, epochs=2, shuffle=True, validation=table(300, 1), resume=resume
+        )
+    return trainer.steps(
+        table(), update_size=1 if kind == "learn" else 3, label_delay=None if kind == "learn" else 37, resume=resume
+    )
+
+
+@pytest.mark.parametrize("kind", ["fit", "learn", "late"])
+@settings(max_examples=4, deadline=None)
+@given(cuts=st.lists(st.integers(0, 5), min_size=1, max_size=3))
+def test_a_run_that_is_cut_anywhere_ends_bit_identical(
+    kind: str, cuts: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    whole_run, cut_run = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("cut")
+    whole = make(whole_run, commit_seconds=1e9)
+    for _ in phase(whole, kind, resume=False):
+        pass
+    trainer = make(cut_run)
+    for place, cut in enumerate(cuts):
+        steps = phase(trainer, kind, resume=place > 0)
+        for _, _ in zip(range(cut + 1), steps, strict=False):
+            pass
+        steps.close()
+        trainer = make()  # a new process knows nothing
+        trainer.open(cut_run, resume=True)
+    for _ in phase(trainer, kind, resume=True):
+        pass
+    assert_same(everything(whole), everything(trainer))
+    assert (whole_run / "metrics.jsonl").read_bytes() == (cut_run / "metrics.jsonl").read_bytes()
+
+
+def test_resuming_at_the_end_changes_nothing_and_more_epochs_go_on(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.fit(table(), epochs=2)
+    after_two = everything(trainer)
+    for _ in range(2):
+        again = make()
+        again.open(tmp_path, resume=True)
+        again.fit(table(), epochs=2, resume=True)
+        assert_same(after_two["learner"], everything(again)["learner"])
+    again.fit(table(), epochs=3, resume=True)
+    at_once = make()
+    at_once.fit(table(), epochs=3)
+    assert_same(everything(at_once)["learner"], everything(again)["learner"])
+
+
+def test_fit_then_learn_then_fit_keep_weights_optimizer_and_counters(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.fit(table(), batch_size=50)
+    trainer.learn(table(500, 5))
+    summary = trainer.fit(table(), batch_size=50)
+    assert trainer.position == 2 * NUM + 500
+    assert summary.updates == NUM // 50
+    state = next(iter(trainer.learner.rule.optimizer.state.values()))
+    assert state["step"] == 2 * NUM // 50 + 500
+    again = make()
+    again.open(tmp_path, resume=True)
+    assert_same(everything(trainer), everything(again))
+
+
+def test_learning_scores_each_record_before_it_is_learned() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(50, 3), torch.randint(2, (50,))
+    model = nn.Linear(3, 2)
+    twin = nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    outputs = [step.scored.outputs for step in Trainer(model).steps((x, y)) if step.scored]
+    expected = []
+    for record, label in zip(x, y, strict=True):
+        out = twin(record[None])
+        expected.append(out.detach())
+        twin.zero_grad()
+        nn.functional.cross_entropy(out, label[None]).backward()
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter -= 0.01 * parameter.grad  # type: ignore[operator]
+    assert torch.equal(torch.cat(outputs), torch.cat(expected))
+
+
+def test_the_statistics_of_features_are_frozen_after_the_first_epoch() -> None:
+    trainer = make()
+    steps = phase(trainer, "fit", resume=False)
+    seen = []
+    for step in steps:
+        if step.validation is not None:
+            seen.append(trainer.learner.features.state_dict())  # type: ignore[union-attr]
+    assert_same(seen[0], seen[1])
+
+
+def test_numbers_are_scaled_and_told_in_their_own_units() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=3000)
+    frame = pa.table({"x": x, "y": 5000 + 300 * x + rng.normal(0, 10, 3000)})
+    features = millstream.Features(millstream.infer(frame, target="y"))
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    trainer = Trainer(model, "mse", torch.optim.SGD(model.parameters(), lr=0.05), features=features)
+    summary = trainer.learn(frame)
+    assert summary.metrics["window_mae"] < 30
+    assert trainer.evaluate(frame)["mae"] < 30
+    assert abs(float(trainer.predict(frame).mean()) - 5000) < 30
+
+
+def test_the_same_run_with_and_without_saving(tmp_path: Path) -> None:
+    saving, not_saving = make(tmp_path), make()
+    saving.learn(table())
+    not_saving.learn(table())
+    assert_same(everything(saving), everything(not_saving))
+
+
+def test_a_trainer_that_was_interrupted_within_a_chunk_does_not_save_half_of_it(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    steps = trainer.steps(table())
+    next(steps)
+    trainer.learner.rule.model.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
+    with pytest.raises(CheckpointError, match="in the middle of a chunk"):
+        trainer.commit()
+    again = make()
+    again.open(tmp_path, resume=True)
+    again.learn(table(), resume=True)
+    whole = make()
+    whole.learn(table())
+    assert_same(everything(whole), everything(again))
+
+
+def test_diverging_stops_at_the_last_good_state(tmp_path: Path) -> None:
+    x, y = torch.randn(900, 3), torch.randn(900)
+    x[400:] = float("inf")
+    model = nn.Linear(3, 1)
+    trainer = Trainer(model, "mse", torch.optim.SGD(model.parameters(), lr=0.01), run=tmp_path, max_skips=50)
+    with pytest.raises(DivergenceError, match="in a row"):
+        trainer.learn((x, y))
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    letters = [json.loads(line) for line in (tmp_path / "dead_letters.jsonl").read_text().splitlines()]
+    assert letters[0]["position"] == 400
+    assert "not finite" in letters[0]["reason"]
+    state, _, _ = checkpoint.newest(tmp_path / "checkpoints")
+    assert torch.equal(state["learner"]["model"]["weight"], model.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error"),
+    [
+        (nn.Linear(4, 2), (torch.zeros(5, 3), torch.zeros(5).long()), "inputs of shape"),
+        (nn.Linear(3, 2), (torch.zeros(5, 3), torch.tensor([0, 1, 2, 0, 0])), "2 outputs for 3 classes"),
+        (nn.Linear(3, 2), (torch.zeros(5, 3, dtype=torch.int64), torch.zeros(5).long()), "int64"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data_is_refused_at_once(model: nn.Module, data: Any, error: str) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ModelError, match=error):
+        Trainer(model).learn(data)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_named_columns_need_features() -> None:
+    with pytest.raises(DataError, match="features=Features"):
+        Trainer(nn.Linear(2, 2)).learn(table())
+
+
+def test_a_run_is_not_overwritten_nor_shared_nor_mistaken(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    with pytest.raises(SettingError, match="another process"):
+        make(tmp_path)
+    trainer.learn(table(300))
+    assert trainer.run is not None
+    trainer.run.close()
+    with pytest.raises(SettingError, match="add --resume"):
+        make(tmp_path)
+    other = Trainer(nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match="another model"):
+        other.open(tmp_path, resume=True)
+    same = make()
+    same.open(tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="update size 5"):
+        same.learn(table(300), update_size=5, resume=True)
+
+
+def test_a_plateau_scheduler_waits_for_epochs() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
+    trainer = Trainer(model, "cross_entropy", optimizer, scheduler=plateau)
+    trainer.fit((torch.randn(64, 3), torch.randint(2, (64,))), epochs=4)
+    assert trainer.learning_rate < 1e-9
+
+
+PROGRAM = """
+import sys, time, torch, test_trainer
+trainer = test_trainer.make(commit_seconds=0.02)
+trainer.open(sys.argv[1], resume=sys.argv[2] == "resume")
+print("ready", flush=True)
+for step in test_trainer.phase(trainer, sys.argv[3], resume=sys.argv[2] == "resume"):
+    time.sleep(0.03)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fit", "late"])
+def test_a_process_that_is_killed_again_and_again_ends_bit_identical(kind: str, tmp_path: Path) -> None:
+    whole = make()
+    for _ in phase(whole, kind, resume=False):
+        pass
+    rng = np.random.default_rng(len(kind))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    kills = 0
+    for attempt in range(30):
+        committed = (tmp_path / "checkpoints").is_dir() and any((tmp_path / "checkpoints").glob("[0-9]*"))
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path), "resume" if committed else "begin", kind]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(float(rng.uniform(0, 0.25)) if attempt < 6 else 0)
+        if attempt < 6:
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+        else:
+            assert process.wait() == 0
+            break
+        process.stdout.close()
+    assert kills >= 3
+    state, _, _ = checkpoint.newest(tmp_path / "checkpoints")
+    assert_same(everything(whole)["learner"], state["learner"])
+    assert_same(everything(whole)["metrics"], state["metrics"])
