@@ -90,6 +90,12 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     assert torch.equal(state["b"], weight)
 
 
+def test_many_arrays_made_on_the_way_keep_their_own_values(tmp_path: Path) -> None:
+    state = {f"{place}": np.full(4, place) for place in range(200)}
+    read = checkpoint.read(checkpoint.write(tmp_path, state))
+    assert all((read[name] == int(name)).all() for name in state)
+
+
 def test_a_view_is_not_its_whole(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     state = checkpoint.read(checkpoint.write(tmp_path, {"t": base.t(), "row": base[1], "base": base}))

@@ -84,6 +84,15 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
         assert a == b or (a != a and b != b), path
 
 
+def reopened(trainer: Trainer) -> Trainer:
+    """What a new process would have: nothing but the run folder."""
+    assert trainer.run is not None
+    trainer.run.close()
+    again = make()
+    again.open(trainer.run.folder, resume=True)
+    return again
+
+
 def phase(trainer: Trainer, kind: str, resume: bool) -> Iterator[Step]:
     if kind == "fit":
         return trainer.steps(
@@ -110,8 +119,7 @@ def test_a_run_that_is_cut_anywhere_ends_bit_identical(
         for _, _ in zip(range(cut + 1), steps, strict=False):
             pass
         steps.close()
-        trainer = make()  # a new process knows nothing
-        trainer.open(cut_run, resume=True)
+        trainer = reopened(trainer)
     for _ in phase(trainer, kind, resume=True):
         pass
     assert_same(everything(whole), everything(trainer))
@@ -122,9 +130,9 @@ def test_resuming_at_the_end_changes_nothing_and_more_epochs_go_on(tmp_path: Pat
     trainer = make(tmp_path)
     trainer.fit(table(), epochs=2)
     after_two = everything(trainer)
+    again = trainer
     for _ in range(2):
-        again = make()
-        again.open(tmp_path, resume=True)
+        again = reopened(again)
         again.fit(table(), epochs=2, resume=True)
         assert_same(after_two["learner"], everything(again)["learner"])
     again.fit(table(), epochs=3, resume=True)
@@ -142,9 +150,7 @@ def test_fit_then_learn_then_fit_keep_weights_optimizer_and_counters(tmp_path: P
     assert summary.updates == NUM // 50
     state = next(iter(trainer.learner.rule.optimizer.state.values()))
     assert state["step"] == 2 * NUM // 50 + 500
-    again = make()
-    again.open(tmp_path, resume=True)
-    assert_same(everything(trainer), everything(again))
+    assert_same(everything(trainer), everything(reopened(trainer)))
 
 
 def test_learning_scores_each_record_before_it_is_learned() -> None:
@@ -163,7 +169,7 @@ def test_learning_scores_each_record_before_it_is_learned() -> None:
         with torch.no_grad():
             for parameter in twin.parameters():
                 parameter -= 0.01 * parameter.grad  # type: ignore[operator]
-    assert torch.equal(torch.cat(outputs), torch.cat(expected))
+    assert torch.allclose(torch.cat(outputs), torch.cat(expected), atol=1e-6)
 
 
 def test_the_statistics_of_features_are_frozen_after_the_first_epoch() -> None:
@@ -206,8 +212,7 @@ def test_a_trainer_that_was_interrupted_within_a_chunk_does_not_save_half_of_it(
         next(steps)
     with pytest.raises(CheckpointError, match="in the middle of a chunk"):
         trainer.commit()
-    again = make()
-    again.open(tmp_path, resume=True)
+    again = reopened(trainer)
     again.learn(table(), resume=True)
     whole = make()
     whole.learn(table())
@@ -251,7 +256,7 @@ def test_named_columns_need_features() -> None:
 
 def test_a_run_is_not_overwritten_nor_shared_nor_mistaken(tmp_path: Path) -> None:
     trainer = make(tmp_path)
-    with pytest.raises(SettingError, match="another process"):
+    with pytest.raises(SettingError, match="open already"):
         make(tmp_path)
     trainer.learn(table(300))
     assert trainer.run is not None
@@ -261,6 +266,8 @@ def test_a_run_is_not_overwritten_nor_shared_nor_mistaken(tmp_path: Path) -> Non
     other = Trainer(nn.Linear(2, 2))
     with pytest.raises(CheckpointError, match="another model"):
         other.open(tmp_path, resume=True)
+    assert other.run is not None
+    other.run.close()
     same = make()
     same.open(tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="update size 5"):
@@ -269,11 +276,11 @@ def test_a_run_is_not_overwritten_nor_shared_nor_mistaken(tmp_path: Path) -> Non
 
 def test_a_plateau_scheduler_waits_for_epochs() -> None:
     model = nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
     trainer = Trainer(model, "cross_entropy", optimizer, scheduler=plateau)
     trainer.fit((torch.randn(64, 3), torch.randint(2, (64,))), epochs=4)
-    assert trainer.learning_rate < 1e-9
+    assert trainer.learning_rate == pytest.approx(1e-6)
 
 
 PROGRAM = """
@@ -299,7 +306,9 @@ def test_a_process_that_is_killed_again_and_again_ends_bit_identical(kind: str, 
         committed = (tmp_path / "checkpoints").is_dir() and any((tmp_path / "checkpoints").glob("[0-9]*"))
         command = [sys.executable, "-c", PROGRAM, str(tmp_path), "resume" if committed else "begin", kind]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        assert process.stdout is not None
+        with process.stdout as lines:
+            assert lines.readline() == b"ready\n"
         time.sleep(float(rng.uniform(0, 0.25)) if attempt < 6 else 0)
         if attempt < 6:
             process.send_signal(signal.SIGKILL)
@@ -307,7 +316,6 @@ def test_a_process_that_is_killed_again_and_again_ends_bit_identical(kind: str, 
         else:
             assert process.wait() == 0
             break
-        process.stdout.close()
     assert kills >= 3
     state, _, _ = checkpoint.newest(tmp_path / "checkpoints")
     assert_same(everything(whole)["learner"], state["learner"])

@@ -29,7 +29,7 @@ from torch import Tensor
 from millstream.contracts import State
 from millstream.errors import CheckpointError, StorageError
 
-__all__ = ["newest", "read", "storage_errors", "write", "write_atomically"]
+__all__ = ["exists", "newest", "read", "storage_errors", "write", "write_atomically"]
 
 FORMAT = 1
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "weights.safetensors"
@@ -45,8 +45,9 @@ def write(folder: Path, state: State, *, keep: int = 3) -> Path:
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         number = max((int(path.name) for path in _folders(folder)), default=-1) + 1
-        temporary, final = folder / f".new-{os.getpid()}", folder / f"{number:08d}"
-        _remove(temporary)
+        temporary, final = folder / f".new-{number:08d}", folder / f"{number:08d}"
+        for left_over in folder.glob(".new-*"):  # of a process that was killed while it wrote
+            _remove(left_over)
         try:
             temporary.mkdir()
             save_file(tensors, temporary / _TENSORS)
@@ -72,6 +73,11 @@ def read(path: Path) -> State:
     tensors = {name: torch.empty_like(t).copy_(t) for name, t in load_file(path / _TENSORS).items()}
     state: State = _restore(tree, tensors)
     return state
+
+
+def exists(folder: Path) -> bool:
+    """Whether anything was ever committed in ``folder``."""
+    return bool(_folders(folder))
 
 
 def newest(folder: Path) -> tuple[State, Path, list[str]]:
@@ -205,15 +211,17 @@ def _flatten(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple
 
 
 def _flatten_tensor(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
-    kind = "$array" if isinstance(value, np.ndarray) else "$tensor"
-    tensor = torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value.detach()
-    if tensor.is_sparse:
+    if isinstance(value, np.ndarray):
+        tensors[path] = torch.from_numpy(np.array(value, order="C"))
+        return {"$array": path}
+    if value.is_sparse:
         raise CheckpointError(got=f"a sparse tensor at {path!r}", wanted="dense ones", do="store it with .to_dense()")
-    identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
-    first = seen.setdefault(identity, path) if tensor.numel() else path
+    # Tied weights are one memory. The state holds every tensor, so an address cannot be given out twice meanwhile.
+    identity = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device)
+    first = seen.setdefault(identity, path) if value.numel() else path
     if first == path:
-        tensors[path] = tensor.cpu().contiguous().clone()
-    return {kind: first}
+        tensors[path] = value.detach().cpu().contiguous().clone()
+    return {"$tensor": first}
 
 
 def _restore(tree: Any, tensors: dict[str, Tensor]) -> Any:

@@ -36,7 +36,7 @@ class Run:
         self.folder, self._keep = Path(folder), keep
         self.checkpoints = self.folder / "checkpoints"
         self.num_rejected = 0
-        if resume and not self.checkpoints.is_dir():
+        if resume and not checkpoint.exists(self.checkpoints):
             raise CheckpointError(
                 got=f"no run in {self.folder}",
                 wanted="the folder of a run to resume",
@@ -46,7 +46,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("a")
         self._take_lock()
-        if not resume and self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
+        if not resume and checkpoint.exists(self.checkpoints):
             self._lock.close()
             raise SettingError(
                 got=f"a folder that holds a run already: {self.folder}",
@@ -112,9 +112,9 @@ class Run:
         except BlockingIOError as error:
             self._lock.close()
             raise SettingError(
-                got=f"a run that another process is training: {self.folder}",
+                got=f"a run that is open already, here or in another process: {self.folder}",
                 wanted="a run of one's own",
-                do="wait for it, or name another folder with --run",
+                do="wait for it or close it, or name another folder with --run",
             ) from error
 
 

@@ -162,6 +162,7 @@ class Trainer:
         self._enter(source, kind, update_size, epochs, shuffle, label_delay, resume)
         phase = self._phase
         assert phase is not None
+        self.commit()  # from here on there is something to resume
         try:
             while phase.epoch < phase.epochs and not self._stop:
                 yield from self._epoch(source, phase)

@@ -1,0 +1,5 @@
+"""What all tests share: one thread, because small products on two cores wait for each other more than they compute."""
+
+import torch
+
+torch.set_num_threads(1)
