@@ -1,7 +1,7 @@
 """What every source must do, as one function: ``check_source(make_source)``.
 
-It is not a test file of its own; a new source is one more call. ``make_source`` is called several times, as new processes
-would, and must give a source of the same records each time.
+It is not a test file of its own; a new source is one more call. ``make_source`` is called several times, as new
+processes would, and must give a source of the same records each time.
 """
 
 from __future__ import annotations

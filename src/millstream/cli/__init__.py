@@ -69,7 +69,11 @@ _about_data = _options(
     ),
     click.option("--time", metavar="COLUMN", help="When the features were known."),
     click.option("--label-time", metavar="COLUMN", help="When the label was known."),
-    click.option("--test", metavar="FRACTION|FILE", help="Records to test on."),
+    click.option(
+        "--test",
+        metavar="FRACTION|FILE",
+        help="Records to test on.  [default: those of the data set; for fit and compare else 0.1, 0.2]",
+    ),
     click.option("--fetch", is_flag=True, help="Fetch the data set if it is not here."),
 )
 _about_model = _options(
@@ -90,6 +94,13 @@ _about_model = _options(
     click.option("--class-weights", metavar="W,W,…", help="One weight for each class."),
     click.option("--engine", default="auto", show_default=True, help="auto or reference."),
     click.option("--device", default="cpu", show_default=True),
+    click.option(
+        "--threads",
+        type=int,
+        default=1,
+        show_default=True,
+        help="Of one matrix product; more pay for large models only.",
+    ),
     click.option("--seed", type=int, default=0, show_default=True),
 )
 _about_run = _options(

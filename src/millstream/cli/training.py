@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from millstream import assembly, features, models, sources
 from millstream.assembly import Data, Recipe
 from millstream.cli.progress import StepProgress, err, table
@@ -30,6 +32,7 @@ _RUN = ("seed", "window", "max_skips", "on_error", "nonfinite")
 
 def run(kind: str, options: dict[str, Any], given: set[str]) -> None:
     """Runs ``fit`` or ``learn`` as the options say."""
+    torch.set_num_threads(max(1, options["threads"]))
     folder = _folder(kind, options)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", options["data"]) and not Path(options["data"]).exists():
         trainer, data = _from_object(options)
@@ -95,8 +98,9 @@ def _opened(kind: str, options: dict[str, Any]) -> Data:
             wanted="one name of data",
             do="join files by a glob",
         )
-    test = test_of(options["test"])
-    data = assembly.open_data(
+    # A fit is judged by records that it has not seen; learning online is judged by what it predicts before it learns.
+    test = test_of(options["test"]) if options["test"] is not None or kind == "learn" else 0.1
+    return assembly.open_data(
         options["data"],
         target=options["target"],
         columns=options["columns"],
@@ -107,7 +111,6 @@ def _opened(kind: str, options: dict[str, Any]) -> Data:
         on_error=options["on_error"],
         seed=options["seed"],
     )
-    return data
 
 
 def _trainer(data: Data, folder: Path, options: dict[str, Any], given: set[str]) -> Trainer:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from millstream.errors import DataError, SettingError
-from millstream.sources.text import UnparsableError
+from millstream.sources.text import UnparsableError, arrow_reader
 
 __all__ = ["DELIMITERS", "MISSING", "DelimitedFormat", "Header", "read_header"]
 
@@ -117,17 +117,18 @@ class DelimitedFormat:
         return table.combine_chunks().to_batches()[0] if table.num_rows else _empty(schema)
 
     def infer(self, data: bytes, declared: Mapping[str, pa.DataType]) -> pa.Schema:
-        """The columns of some whole records, of the types that their values suggest."""
+        """The columns of some whole records, of the types that their values suggest; ragged records are passed over."""
         try:
-            table = arrow_csv.read_csv(
-                pa.BufferReader(data),
-                read_options=self._read_options(data),
-                parse_options=self._parse_options(data, lambda row: "skip"),
-                convert_options=self._convert_options(),
-            )
-        except (pa.ArrowInvalid, UnicodeDecodeError):
+            return self._read(data, None).schema
+        except UnparsableError:
+            pass
+        even = b"".join(
+            data[first:last] for first, last in _spans(self.ends(data, True)) if self._is_even(data[first:last])
+        )
+        try:
+            return self._read(even, None).schema
+        except UnparsableError:
             return pa.schema([pa.field(name, declared.get(name, pa.string())) for name in self.names])
-        return table.schema
 
     def explain(self, record: bytes, schema: pa.Schema) -> tuple[str, str]:
         if self._scan(record, True)[1]:
@@ -147,14 +148,20 @@ class DelimitedFormat:
                 return f"{value!r} in column {field.name!r}", str(field.type)
         return "a record that cannot be read", f"{len(self.names)} fields"
 
-    def _read(self, data: bytes, schema: pa.Schema) -> pa.Table:
+    def _is_even(self, record: bytes) -> bool:
+        """Whether a record has as many fields as there are columns."""
+        text = record.decode("utf-8", errors="replace").rstrip("\r\n")
+        is_open = b'"' in record and self._scan(record, True)[1]
+        return not is_open and len(_fields(text, self.delimiter)) == len(self.names)
+
+    def _read(self, data: bytes, schema: pa.Schema | None) -> pa.Table:
         if b'"' in data and self._scan(data, True)[1]:
             raise UnparsableError
         try:
             return arrow_csv.read_csv(
-                pa.BufferReader(data),
+                arrow_reader(data),
                 read_options=self._read_options(data),
-                parse_options=self._parse_options(data, None),
+                parse_options=arrow_csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=b'"' in data),
                 convert_options=self._convert_options(schema),
             )
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
@@ -164,12 +171,7 @@ class DelimitedFormat:
         # One block must hold the longest record. Without threads, Arrow is ten times slower on small pieces.
         return arrow_csv.ReadOptions(column_names=self.names, use_threads=True, block_size=max(len(data), 16))
 
-    def _parse_options(self, data: bytes, invalid_row_handler: Any) -> Any:
-        return arrow_csv.ParseOptions(
-            delimiter=self.delimiter, newlines_in_values=b'"' in data, invalid_row_handler=invalid_row_handler
-        )
-
-    def _convert_options(self, schema: pa.Schema | None = None) -> Any:
+    def _convert_options(self, schema: pa.Schema | None) -> Any:
         return arrow_csv.ConvertOptions(
             column_types=schema,
             include_columns=None if schema is None else schema.names,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json as arrow_json
 
-from millstream.sources.text import UnparsableError
+from millstream.sources.text import UnparsableError, arrow_reader
 
 __all__ = ["JsonLinesFormat"]
 
@@ -98,7 +98,7 @@ def _read(data: bytes, schema: pa.Schema | None) -> Any:
         if not data.isascii():
             data.decode("utf-8")  # Arrow does not look, and an invalid text would fail much later
         return arrow_json.read_json(
-            pa.BufferReader(data),
+            arrow_reader(data),
             read_options=arrow_json.ReadOptions(use_threads=True, block_size=max(len(data), 16)),
             parse_options=arrow_json.ParseOptions(
                 explicit_schema=schema, unexpected_field_behavior="infer" if schema is None else "ignore"

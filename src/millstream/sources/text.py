@@ -17,7 +17,7 @@ import pyarrow as pa
 from millstream.contracts import Chunk, Rejection
 from millstream.errors import DataError, MillstreamError, SettingError
 
-__all__ = ["Block", "OnError", "Parser", "TextFormat", "UnparsableError", "blocks", "check_on_error"]
+__all__ = ["Block", "OnError", "Parser", "TextFormat", "UnparsableError", "arrow_reader", "blocks", "check_on_error"]
 
 OnError: TypeAlias = Literal["stop", "quarantine"]
 
@@ -200,6 +200,17 @@ class _Lines:
             kept = np.array([not self._format.is_blank(data[first:last]) for first, last in pairs], dtype=bool)
             self._bounds = starts[kept], ends[kept]
         return self._bounds
+
+
+def arrow_reader(data: bytes) -> pa.BufferReader:
+    """The bytes, copied into Arrow's own memory, for Arrow's parsers to read.
+
+    Their threads may let go of what they read a little after they have answered. Were that Python's, they would need
+    the interpreter for it, and a process that ends in that moment would abort.
+    """
+    sink = pa.BufferOutputStream()
+    sink.write(data)
+    return pa.BufferReader(sink.getvalue())
 
 
 def check_on_error(on_error: str) -> None:

@@ -55,6 +55,7 @@ def compare(
     data: tuple[tuple[str, Any], ...], recipe: Recipe, settings: Settings, progress: Progress
 ) -> dict[str, Any]:
     """Runs the comparison. ``data`` are the arguments of ``open_data``; the result is JSON, with a verdict."""
+    torch.set_num_threads(1)  # as in the arms: what is measured here is what they will take
     opened = open_once(data)
     num_processes = settings.num_processes or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
