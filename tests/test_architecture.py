@@ -36,7 +36,8 @@ def test_files_functions_and_classes_keep_their_budgets(path: Path) -> None:
     over += [f"{name}:{f.name}" for f in functions(tree) if body_lines(f) > MOST_BODY]
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
-            public = [f for f in node.body if isinstance(f, ast.FunctionDef) and not f.name.startswith("_")]
+            methods = [f for f in node.body if isinstance(f, ast.FunctionDef) and not f.name.startswith("_")]
+            public = [f for f in methods if not f.decorator_list]  # a property is a fact, not a thing to do
             over += [f"{name}:{node.name}"] if len(public) > MOST_METHODS else []
     assert [item for item in over if item not in EXCEPTIONS] == []
     assert ast.get_docstring(tree), f"{name} does not say what it holds"

@@ -99,7 +99,7 @@ class Learner:
         return outputs, self.rule.loss(raw, ((targets - float(shift[0])) / float(scale[0])).to(raw.dtype))
 
     def check(self, chunk: Chunk) -> None:
-        """Predicts one record before the first update, so that a model that does not fit the data is refused at once."""
+        """Predicts one record before the first update: a model that does not fit the data is refused at once."""
         one = chunk.select(slice(0, 1))
         try:
             outputs = self.engine.predict(one.inputs)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from millstream.contracts import Position, State
 from millstream.delay import Delay
-from millstream.errors import CheckpointError
+from millstream.errors import CheckpointError, SettingError
 from millstream.learner import Scored
 
 __all__ = ["Phase", "Step", "Summary"]
@@ -37,6 +37,11 @@ class Phase:
     skipped: int = 0
     seconds: float = 0.0  # a clock, so not a part of what resumes bit for bit
     finished: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("an update size", self.update_size), ("a number of epochs", self.epochs)):
+            if value < 1:
+                raise SettingError(got=f"{name} of {value}", wanted="1 or more", do="leave it out for the default")
 
     @property
     def features_learn(self) -> bool:

@@ -159,9 +159,10 @@ class Trainer:
         To stop early, leave the loop: weights, optimizer and counters agree at every step.
         """
         source, validation = _sources(source, validation, shuffle, self.seed)
-        self._enter(source, kind, update_size, epochs, shuffle, label_delay, resume)
-        phase = self._phase
-        assert phase is not None
+        delay = None if label_delay is None else parse_delay(label_delay)
+        chunk_size = self.learner.engine.chunk_size(update_size)
+        asked = Phase(kind, update_size, epochs, shuffle, chunk_size, delay, dict(source.fingerprint()))
+        phase = self._enter(source, asked, resume)
         self.commit()  # from here on there is something to resume
         try:
             while phase.epoch < phase.epochs and not self._stop:
@@ -326,25 +327,8 @@ class Trainer:
             self.commit()
         return Step(scored, len(chunk), phase.epoch, phase.place, phase.records, phase.updates, self.learning_rate)
 
-    def _enter(
-        self,
-        source: Source,
-        kind: Literal["fit", "learn"],
-        update_size: int,
-        epochs: int,
-        shuffle: bool,
-        label_delay: Any,
-        resume: bool,
-    ) -> None:
+    def _enter(self, source: Source, asked: Phase, resume: bool) -> Phase:
         """Begins a phase, or goes on with the one that was restored."""
-        for name, value in (("an update size", update_size), ("a number of epochs", epochs)):
-            if value < 1:
-                raise SettingError(got=f"{name} of {value}", wanted="1 or more", do="leave it out for the default")
-        delay = None if label_delay is None else parse_delay(label_delay)
-        chunk_size = self.learner.engine.chunk_size(update_size)
-        facts = dict(source.fingerprint())
-        number = 0 if self._phase is None else self._phase.number + 1
-        asked = Phase(kind, update_size, epochs, shuffle, chunk_size, delay, facts, number)
         if resume and self._phase is not None:
             self._phase.continue_as(asked)
             if self._phase.position is not None and not source.can_seek:
@@ -354,12 +338,14 @@ class Trainer:
                     do="copy the stream to a file first, or learn on without --resume",
                 )
         else:
+            asked.number = 0 if self._phase is None else self._phase.number + 1
             self._phase, self.metrics = asked, None
-            self._delay = None if delay is None or delay.records == 0 else LabelDelay(delay, update_size)
-        automatic: Literal["eval", "train"] = "eval" if kind == "learn" else "train"
+            at_once = asked.delay is None or asked.delay.records == 0
+            self._delay = None if at_once else LabelDelay(asked.delay, asked.update_size)  # type: ignore[arg-type]
+        automatic: Literal["eval", "train"] = "eval" if asked.kind == "learn" else "train"
         self.learner.rule.scoring = automatic if self._scoring == "auto" else self._scoring
         self._stop = self._checked = False
-        self._committed_at = time.monotonic()
+        return self._phase
 
     def _in_order(self, source: Source, phase: Phase) -> Source:
         if not phase.shuffle:

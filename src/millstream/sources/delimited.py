@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from millstream.errors import DataError, SettingError
-from millstream.sources.text import UnparsableError, arrow_reader
+from millstream.sources.text import UnparsableError, arrow_reader, first_unfit
 
 __all__ = ["DELIMITERS", "MISSING", "DelimitedFormat", "Header", "read_header"]
 
@@ -140,12 +140,10 @@ class DelimitedFormat:
         fields = _fields(text.rstrip("\r\n"), self.delimiter)
         if len(fields) != len(self.names):
             return f"{len(fields)} fields", f"{len(self.names)}, as in the header"
-        for field in schema:
-            try:
-                self._read(record, pa.schema([field]))
-            except UnparsableError:
-                value = fields[self.names.index(field.name)][:60]
-                return f"{value!r} in column {field.name!r}", str(field.type)
+        field = first_unfit(schema, lambda part: self._read(record, part))
+        if field is not None:
+            value = fields[self.names.index(field.name)][:60]
+            return f"{value!r} in column {field.name!r}", str(field.type)
         return "a record that cannot be read", f"{len(self.names)} fields"
 
     def _is_even(self, record: bytes) -> bool:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json as arrow_json
 
-from millstream.sources.text import UnparsableError, arrow_reader
+from millstream.sources.text import UnparsableError, arrow_reader, first_unfit
 
 __all__ = ["JsonLinesFormat"]
 
@@ -67,11 +67,9 @@ class JsonLinesFormat:
             return f"no JSON ({error})", "one JSON object a line"
         if not isinstance(value, dict):
             return f"a JSON {type(value).__name__}", "one JSON object a line"
-        for field in schema:
-            try:
-                _read(record, pa.schema([field]))
-            except UnparsableError:
-                return f"{str(value.get(field.name))[:60]!r} in column {field.name!r}", str(field.type)
+        field = first_unfit(schema, lambda part: _read(record, part))
+        if field is not None:
+            return f"{str(value.get(field.name))[:60]!r} in column {field.name!r}", str(field.type)
         return "a JSON object that cannot be read", "one JSON object a line, each key once"
 
     def _num_objects(self, data: bytes) -> int:

@@ -17,7 +17,17 @@ import pyarrow as pa
 from millstream.contracts import Chunk, Rejection
 from millstream.errors import DataError, MillstreamError, SettingError
 
-__all__ = ["Block", "OnError", "Parser", "TextFormat", "UnparsableError", "arrow_reader", "blocks", "check_on_error"]
+__all__ = [
+    "Block",
+    "OnError",
+    "Parser",
+    "TextFormat",
+    "UnparsableError",
+    "arrow_reader",
+    "blocks",
+    "check_on_error",
+    "first_unfit",
+]
 
 OnError: TypeAlias = Literal["stop", "quarantine"]
 
@@ -213,10 +223,29 @@ def arrow_reader(data: bytes) -> pa.BufferReader:
     return pa.BufferReader(sink.getvalue())
 
 
+def first_unfit(schema: pa.Schema, read: Callable[[pa.Schema], object]) -> pa.Field | None:
+    """The first column that ``read`` (of some of the columns) cannot parse, found by halving; None when it parses all."""
+    if not _is_unfit(schema, read):
+        return None
+    fields = list(schema)
+    while len(fields) > 1:
+        half = fields[: len(fields) // 2]
+        fields = half if _is_unfit(pa.schema(half), read) else fields[len(half) :]
+    return fields[0]
+
+
 def check_on_error(on_error: str) -> None:
     """Refuse a policy for bad records that does not exist."""
     if on_error not in ("stop", "quarantine"):
         raise SettingError(got=f"on_error={on_error!r}", wanted="'stop' or 'quarantine'", do="choose one of the two")
+
+
+def _is_unfit(schema: pa.Schema, read: Callable[[pa.Schema], object]) -> bool:
+    try:
+        read(schema)
+    except UnparsableError:
+        return True
+    return False
 
 
 def _stack(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
