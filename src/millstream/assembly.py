@@ -157,7 +157,7 @@ def open_data(
     """The data that a name stands for: a public data set, files, a glob, or ``-`` for standard input.
 
     ``columns`` are corrections of the guessed schema (``zip=category``). ``test`` is a fraction of the records to hold
-    out, or the name of a file; without it only a data set with a test split of its own has one. ``ordered`` says whether
+    out, or the name of a file; without it only a data set with a test split of its own has one. ``ordered`` says if
     the order of the data is that of time; a public data set knows.
     """
     if name.partition(":")[0] in datasets.names() and not Path(name).exists():

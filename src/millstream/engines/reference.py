@@ -8,6 +8,8 @@ Shapes: B records of one update.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -96,14 +98,13 @@ class ReferenceEngine:
     def _gradient_is_finite(self, losses: Tensor, weights: Tensor | None) -> bool:
         """Leaves the clipped gradient of the mean of weight × loss in ``.grad``; whether it and the loss are finite."""
         self.rule.optimizer.zero_grad(set_to_none=True)
-        objective = (losses if weights is None else losses * weights).mean()
+        weighted = losses if weights is None else losses * weights
+        objective = weighted.mean() if len(weighted) > 1 else weighted
         objective.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-        norm = torch.nn.utils.get_total_norm(dense) if dense else objective.new_zeros(())
-        if not torch.isfinite(norm + objective.detach()):
+        if not math.isfinite(float(objective.detach()) + _sum(gradients)):
             return False
-        if self.rule.clip_norm is not None and norm > self.rule.clip_norm:
+        if self.rule.clip_norm is not None and (norm := _norm(gradients)) > self.rule.clip_norm:
             for gradient in gradients:
                 gradient.mul_(self.rule.clip_norm / norm)
         if self.rule.clip_value is not None:
@@ -172,6 +173,17 @@ def _part(chunk: Chunk, first: int, last: int) -> Chunk:
         None if weights is None else weights[first:last],
         span=last - first,
     )
+
+
+def _sum(gradients: list[Tensor]) -> float:
+    """Not finite if any element is not: the cheapest look at all of them."""
+    return sum(float(gradient.sum()) for gradient in gradients)
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    """The Euclidean norm of all gradients together."""
+    norms = torch._foreach_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+    return math.hypot(*map(float, norms))
 
 
 def _labels(part: Chunk) -> Tensor:

@@ -74,7 +74,7 @@ class Standardizer:
     def follow(self, values_N: Floats, *, learn: bool) -> tuple[Floats, Floats, Floats]:
         """One column: (N,) scaled values and the (N + 1,) shift and scale that were known after 0, 1, … N of them.
 
-        ``scaled[k]`` is ``(values[k] − shift[k]) / scale[k]``, clipped; 0 where no spread is known yet, as one raw value
+        ``scaled[k]`` is ``(values[k] − shift[k]) / scale[k]``, clipped; 0 where no spread is known, as one raw value
         could throw a model. The shift is 0 where nothing is known; the scale is 1 there and where no spread is known.
         """
         relative, origins = self._relative(values_N[None, :], None, learn)

@@ -112,6 +112,9 @@ class DelimitedFormat:
         lone = data.count(b"\r") - data.count(b"\r\n") if b"\r" in data else 0
         return data.count(b"\n") + lone
 
+    def line_ends(self, data: bytes) -> npt.NDArray[np.int64]:
+        return _line_ends(data, True)
+
     def parse(self, data: bytes, schema: pa.Schema) -> pa.RecordBatch:
         table = self._read(data, schema)
         return table.combine_chunks().to_batches()[0] if table.num_rows else _empty(schema)
@@ -181,13 +184,7 @@ class DelimitedFormat:
     def _scan(self, data: bytes, final: bool) -> tuple[npt.NDArray[np.int64], bool]:
         """The place after each record, and whether the bytes end within quotes."""
         array = np.frombuffer(data, dtype=np.uint8)
-        lines = np.flatnonzero(array == _LINE_FEED)
-        if _has_lone_return(data):
-            returns = np.flatnonzero(array == _RETURN)
-            followers = array[np.minimum(returns + 1, len(array) - 1)]
-            known = (returns + 1 < len(array)) | final
-            returns = returns[known & ((followers != _LINE_FEED) | (returns + 1 == len(array)))]
-            lines = np.sort(np.concatenate([lines, returns]))
+        lines = _line_ends(data, final)
         is_open = False
         if b'"' in data:
             quotes = np.flatnonzero(array == _QUOTE)
@@ -228,6 +225,18 @@ class DelimitedFormat:
 
 def _spans(ends: npt.NDArray[np.int64]) -> Any:
     return zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)
+
+
+def _line_ends(data: bytes, final: bool) -> npt.NDArray[np.int64]:
+    """Places of line feeds, and of lone carriage returns; one that is the last byte is lone only if nothing follows."""
+    array = np.frombuffer(data, dtype=np.uint8)
+    lines = np.flatnonzero(array == _LINE_FEED)
+    if not _has_lone_return(data):
+        return lines
+    returns = np.flatnonzero(array == _RETURN)
+    is_last = returns + 1 == len(array)
+    followers = array[np.minimum(returns + 1, len(array) - 1)]
+    return np.sort(np.concatenate([lines, returns[np.where(is_last, final, followers != _LINE_FEED)]]))
 
 
 def _has_lone_return(data: bytes) -> bool:

@@ -42,6 +42,9 @@ class JsonLinesFormat:
     def num_lines(self, data: bytes) -> int:
         return data.count(b"\n")
 
+    def line_ends(self, data: bytes) -> npt.NDArray[np.int64]:
+        return np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == 10)
+
     def parse(self, data: bytes, schema: pa.Schema) -> pa.RecordBatch:
         num_objects = self._num_objects(data)
         table = _read(data, schema) if num_objects >= 0 else None

@@ -7,6 +7,7 @@ with a record that does not fit. Where blocks are cut never changes the records.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -58,6 +59,10 @@ class TextFormat(Protocol):
 
     def num_lines(self, data: bytes) -> int:
         """How many line ends there are."""
+        ...
+
+    def line_ends(self, data: bytes) -> npt.NDArray[np.int64]:
+        """Where the characters are that end a line."""
         ...
 
     def parse(self, data: bytes, schema: pa.Schema) -> pa.RecordBatch:
@@ -131,55 +136,66 @@ class Parser:
 
     def _search(self, block: Block, locate: _Lines) -> tuple[Chunk, MillstreamError | None]:
         starts, ends = locate.bounds()
-        stop = self.on_error == "stop"
-        batches: list[pa.RecordBatch] = []
-        holes: list[int] = []
-        for first, last, batch in self._halves(block.data, starts, ends):
-            if batch is not None:
-                batches.append(batch)
-                continue
-            holes.extend(range(first, last))
-            if stop:
-                break
-        error, span = None, len(starts)
-        rejected: tuple[Rejection, ...] = ()
-        if stop:
-            span = holes[0]
-            error = self._error(block.data[starts[span] : ends[span]], locate(span))
-        else:
-            rejected = tuple(self._rejection(place, block.data[starts[place] : ends[place]], locate) for place in holes)
-        offsets = np.delete(np.arange(span, dtype=np.int64), holes) if holes and not stop else None
-        return Chunk(
-            inputs=_stack(batches, self.schema),
-            span=span,
-            offsets=offsets,
-            rejected=rejected,
-            locate=locate,
-        ), error
+        kept, batch, failed = self._sift(block.data, starts, ends)
+        places = sorted(failed)
+        records = {place: block.data[starts[place] : ends[place]] for place in places}
+        if self.on_error == "stop":
+            first = places[0]
+            before = int(np.searchsorted(kept, first))
+            error = self._error(records[first], failed[first], locate(first))
+            return Chunk(batch.slice(0, before), span=first, locate=locate), error
+        rejected = tuple(self._rejection(place, records[place], failed[place], locate) for place in places)
+        return Chunk(batch, span=len(starts), offsets=kept, rejected=rejected, locate=locate), None
 
-    def _halves(self, data: bytes, starts: Any, ends: Any) -> Iterator[tuple[int, int, pa.RecordBatch | None]]:
-        """(first, last + 1, batch) of the good runs, in order, and of each bad record, its batch being None."""
-        waiting = [(0, len(starts))]
+    def _sift(self, data: bytes, starts: Any, ends: Any) -> tuple[Any, pa.RecordBatch, dict[int, pa.Schema]]:
+        """The places of the good records, those records, and for each bad place the column that it failed in.
+
+        One column after another: the first that cannot be parsed is searched alone, which is much cheaper than
+        searching all of them. So a record that is bad in two columns is found by the first, whatever is around it.
+        """
+        kept = np.arange(len(starts), dtype=np.int64)
+        failed: dict[int, pa.Schema] = {}
+        while len(kept):
+            text = b"".join(data[first:last] for first, last in _runs(kept, starts, ends))
+            cuts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(ends[kept] - starts[kept])])
+            try:
+                return kept, self._whole(text, len(kept), self.schema), failed
+            except UnparsableError:
+                field = first_unfit(self.schema, functools.partial(self.format.parse, text))
+            part = self.schema if field is None else pa.schema([field])
+            bad = self._bad(text, cuts, part) or self._bad(text, cuts, self.schema)
+            failed.update({int(kept[place]): part for place in bad})
+            kept = np.delete(kept, bad)
+        return kept, _empty(self.schema), failed
+
+    def _bad(self, text: bytes, cuts: Any, schema: pa.Schema) -> list[int]:
+        """The records that cannot be parsed, found by halving."""
+        bad: list[int] = []
+        waiting = [(0, len(cuts) - 1)]
         while waiting:
             first, last = waiting.pop()
             try:
-                batch = self.format.parse(data[starts[first] : ends[last - 1]], self.schema)
+                self._whole(text[cuts[first] : cuts[last]], last - first, schema)
             except UnparsableError:
-                batch = None
-            if batch is not None and batch.num_rows == last - first:
-                yield first, last, batch
-            elif last - first == 1:
-                yield first, last, None
-            else:
                 middle = (first + last) // 2
-                waiting += [(middle, last), (first, middle)]
+                if last - first == 1:
+                    bad.append(first)
+                else:
+                    waiting += [(middle, last), (first, middle)]
+        return bad
 
-    def _rejection(self, place: int, record: bytes, locate: _Lines) -> Rejection:
-        got, wanted = self.format.explain(record, self.schema)
+    def _whole(self, text: bytes, num_records: int, schema: pa.Schema) -> pa.RecordBatch:
+        batch = self.format.parse(text, schema)
+        if batch.num_rows != num_records:
+            raise UnparsableError
+        return batch
+
+    def _rejection(self, place: int, record: bytes, part: pa.Schema, locate: _Lines) -> Rejection:
+        got, wanted = self.format.explain(record, part)
         return Rejection(place, f"{got}; wanted {wanted}", locate(place), _shown(record))
 
-    def _error(self, record: bytes, where: str) -> DataError:
-        got, wanted = self.format.explain(record, self.schema)
+    def _error(self, record: bytes, part: pa.Schema, where: str) -> DataError:
+        got, wanted = self.format.explain(record, part)
         return DataError(
             got=f"{where}: {got}",
             wanted=wanted,
@@ -195,10 +211,13 @@ class _Lines:
         self._block = block
         self._name = name
         self._bounds: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+        self._line_ends: npt.NDArray[np.int64] | None = None
 
     def __call__(self, place: int) -> str:
-        start = int(self.bounds()[0][place])
-        return f"{self._name}:{self._block.line + self._format.num_lines(self._block.data[:start])}"
+        if self._line_ends is None:
+            self._line_ends = self._format.line_ends(self._block.data)
+        start = self.bounds()[0][place]
+        return f"{self._name}:{self._block.line + int(np.searchsorted(self._line_ends, start))}"
 
     def bounds(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(starts, ends) of the records, blank lines left out."""
@@ -224,7 +243,7 @@ def arrow_reader(data: bytes) -> pa.BufferReader:
 
 
 def first_unfit(schema: pa.Schema, read: Callable[[pa.Schema], object]) -> pa.Field | None:
-    """The first column that ``read`` (of some of the columns) cannot parse, found by halving; None when it parses all."""
+    """The first column that ``read`` (of some columns) cannot parse, found by halving; None when it parses all."""
     if not _is_unfit(schema, read):
         return None
     fields = list(schema)
@@ -248,10 +267,15 @@ def _is_unfit(schema: pa.Schema, read: Callable[[pa.Schema], object]) -> bool:
     return False
 
 
-def _stack(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
-    merged = pa.Table.from_batches(batches, schema=schema).combine_chunks().to_batches()
-    if merged:
-        return merged[0]
+def _runs(kept: Any, starts: Any, ends: Any) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) byte of each run of records that follow each other without a gap."""
+    gaps = np.flatnonzero(ends[kept[:-1]] != starts[kept[1:]])
+    firsts = starts[kept[np.concatenate([[0], gaps + 1])]]
+    lasts = ends[kept[np.concatenate([gaps, [len(kept) - 1]])]]
+    return zip(firsts.tolist(), lasts.tolist(), strict=True)
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], type=field.type) for field in schema], schema=schema)
 
 
