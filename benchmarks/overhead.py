@@ -147,10 +147,9 @@ def machine() -> str:
     """The machine, the versions and the commit, in one line."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    return (
-        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, one thread; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, numpy {numpy.__version__}; commit {commit}\n"
-    )
+    here = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, one thread"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {numpy.__version__}"
+    return f"{here}; {versions}; commit {commit}\n"
 
 
 if __name__ == "__main__":

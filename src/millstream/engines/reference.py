@@ -102,11 +102,13 @@ class ReferenceEngine:
         objective = weighted.mean() if len(weighted) > 1 else weighted
         objective.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        if not math.isfinite(float(objective.detach()) + _sum(gradients)):
+        squared_norm = _squared_norm(gradients)
+        if not math.isfinite(float(objective.detach()) + squared_norm):
             return False
-        if self.rule.clip_norm is not None and (norm := _norm(gradients)) > self.rule.clip_norm:
+        clip_norm = self.rule.clip_norm
+        if clip_norm is not None and squared_norm > clip_norm**2:
             for gradient in gradients:
-                gradient.mul_(self.rule.clip_norm / norm)
+                gradient.mul_(clip_norm / math.sqrt(squared_norm))
         if self.rule.clip_value is not None:
             for gradient in gradients:
                 gradient.clamp_(-self.rule.clip_value, self.rule.clip_value)
@@ -175,15 +177,10 @@ def _part(chunk: Chunk, first: int, last: int) -> Chunk:
     )
 
 
-def _sum(gradients: list[Tensor]) -> float:
-    """Not finite if any element is not: the cheapest look at all of them."""
-    return sum(float(gradient.sum()) for gradient in gradients)
-
-
-def _norm(gradients: list[Tensor]) -> float:
-    """The Euclidean norm of all gradients together."""
-    norms = torch._foreach_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
-    return math.hypot(*map(float, norms))
+def _squared_norm(gradients: list[Tensor]) -> float:
+    """Not finite if an element is not, or if one is so large that its square is not (1.8e19 in float32)."""
+    flat = [(g.coalesce().values() if g.is_sparse else g).reshape(-1) for g in gradients]
+    return sum(float(torch.dot(g, g)) for g in flat)
 
 
 def _labels(part: Chunk) -> Tensor:
