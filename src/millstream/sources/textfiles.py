@@ -198,7 +198,7 @@ def begin(
     missing: Sequence[str],
 ) -> tuple[TextFormat, Header]:
     """The format of a text that begins like this, and its header (without names for JSON Lines)."""
-    if not head.strip():
+    if not head.strip(b"\r\n"):
         raise _no_records(where)
     if format_name == "jsonl":
         return JsonLinesFormat(), _no_header(head)
@@ -210,7 +210,7 @@ def infer_schema(text_format: TextFormat, sample: bytes, is_whole: bool, declare
     """The columns of a sample of a text; it may end within a record unless it is the whole text."""
     end = text_format.last_end(sample)
     records = sample if is_whole or not end else sample[:end]
-    if not records.strip():
+    if not records.strip(b"\r\n"):
         raise _no_records(where)
     found = text_format.infer(records, declared_types(declared))
     if not len(found):
