@@ -13,6 +13,7 @@ import dataclasses
 import multiprocessing
 import os
 import platform
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
@@ -61,8 +62,9 @@ def compare(
     context = multiprocessing.get_context("spawn")
     results = []
     with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        share = None if settings.seconds is None else settings.seconds / len(settings.models)
-        for model in settings.models:
+        ends = None if settings.seconds is None else time.monotonic() + settings.seconds
+        for place, model in enumerate(settings.models):
+            share = None if ends is None else (ends - time.monotonic()) / (len(settings.models) - place)
             study = _Study(
                 data, opened, dataclasses.replace(recipe, model=model), settings, num_processes, share, pool, progress
             )
@@ -244,7 +246,9 @@ class _Study:
         size = {"online": "one record at a time", "frozen": "trained once"}.get(arm["kind"])
         if arm["kind"] == "retrain":
             size = f"retrained every {self._plan.retrain_every:,} records"
-        size = size or f"{'mini' if arm['kind'] == 'batch' else 'micro'}-batch of {arm['update_size']}"
+        size = size or f"{'mini' if arm['kind'] == 'batch' else 'micro'}-batches of {arm['update_size']}"
+        if arm["kind"] == "batch" and self._plan.epochs > 1:
+            size += f", {self._plan.epochs} passes"
         best = ", its best" if "grid" in arm or name.endswith("_tuned") else ""
         return f"{arm['kind'].replace('_', '-')}: {size}, η = {arm['learning_rate']:g}{best}"
 
@@ -306,6 +310,8 @@ def _times_to_target(strategies: dict[str, dict[str, Any]], metric: str, target:
 
 def _notes(model: str, plan: Plan) -> list[str]:
     notes = list(plan.notes)
+    if len(plan.seeds) > 1:
+        notes.append("A curve is that of the run with the median score; the figures are means over the seeds.")
     if model == "reference":
         notes.append(
             "The reference network has a ReLU on its logits. A logit that falls below zero for every record gets no "

@@ -6,14 +6,12 @@ a chart comes about is in ``figures``, how it looks is in ``page``. Every text o
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from millstream.errors import StorageError
+from millstream import checkpoint
 from millstream.studies import statistics
 from millstream.studies.charts import NUM_COLOURS, Axis, Line, compact, interval_mark, line_chart
 from millstream.studies.figures import (
@@ -46,27 +44,7 @@ def render(result: Result) -> str:
 
 def write(result: Result, path: str | Path) -> None:
     """Writes the page so that ``path`` holds either the old page or the whole new one; StorageError when it cannot."""
-    path = Path(path)
-    page = render(result)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(
-            got=f"{path}: {reason}", wanted="a file that can be written", do="name another place for the report"
-        ) from error
+    checkpoint.write_atomically(Path(path), render(result))
 
 
 def _name(result: Result) -> str:
@@ -178,21 +156,22 @@ def _columns(result: Result) -> list[tuple[str, str, Callable[[Any], str]]]:
     score, target = functools.partial(_score, result), result.get(f"target_{metric}")
     return [
         *((title_of(key), key, score) for key in scores),
-        ("Test loss", "test_loss", _number(".4g")),
+        ("Test loss", "test_loss", _LOSS),
         ("Rate η", "learning_rate", _number(".3g")),
-        ("Update size", "update_size", _number(",")),
         ("Records", "records", _number(",")),
         ("Updates", "updates", _number(",")),
         ("Time", "seconds", seconds_text),
         ("Records/s", "records_per_second", _number(",.0f")),
         (f"To {_score(result, target)}" if is_number(target) else "To target", "time_to_target", seconds_text),
-        ("Engine", "engine", escape),
     ]
 
 
 def _number(pattern: str) -> Callable[[Any], str]:
     """How a number reads; what is not one is shown as it is."""
     return lambda value: format(value, pattern) if is_number(value) else escape(value)
+
+
+_LOSS = _number(".3f")  # a unit of its own: its interval would read as one of the score
 
 
 def _table(result: Result, looks: Mapping[str, Look]) -> str:
@@ -210,7 +189,7 @@ def _table(result: Result, looks: Mapping[str, Look]) -> str:
         for _, column, text in columns:
             value = arm.get(column)
             shown = "–" if value is None or value != value else text(value)
-            around = _interval_of(result, arm, column)
+            around = _interval_of(result, arm, column) if text is not _LOSS else ""
             mark = ' class="score"' if column == key else ""
             cells.append(f"<td{mark}>{shown}{f' <small>{around}</small>' if around else ''}</td>")
             if column == key:
