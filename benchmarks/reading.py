@@ -10,6 +10,7 @@ its end, less the pages of mapped files, which the system takes back when it nee
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import json
 import multiprocessing
@@ -33,6 +34,7 @@ from rich.table import Table
 
 import millstream
 from millstream.contracts import Chunk, Source
+from millstream.features import Features, infer
 from millstream.sources import FileSource, Shuffled, cached
 
 NUM_RECORDS = 581_012
@@ -81,10 +83,12 @@ def measure(
     }
 
 
-def measure_apart(name: str, make: Callable[..., Source], *arguments: Any, size: int) -> Measurement:
+def measure_apart(
+    name: str, make: Callable[..., Source], *arguments: Any, size: int, standardised: bool = False
+) -> Measurement:
     """``measure`` in a new process: a peak of memory never falls again in the one that had it."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure_made, (name, make, arguments, size))
+        return pool.apply(_measure_made, (name, make, arguments, size, standardised))
 
 
 def make_shuffled(path: Path, folder: Path) -> Source:
@@ -119,6 +123,8 @@ def main() -> None:
         paths = make_files(folder, options.records)
         lines = [("Parquet", "parquet"), ("CSV", "csv"), ("CSV, gzip", "csv.gz"), ("JSON Lines", "jsonl")]
         rows = [measure_apart(title, FileSource, paths[kind], size=options.size) for title, kind in lines]
+        title = "Parquet, standardised into tensors"
+        rows.insert(1, measure_apart(title, FileSource, paths["parquet"], size=options.size, standardised=True))
         start = time.perf_counter()
         make_shuffled(paths["parquet"], folder)
         seconds = time.perf_counter() - start
@@ -127,8 +133,14 @@ def main() -> None:
         report(rows, options.size)
 
 
-def _measure_made(name: str, make: Callable[..., Source], arguments: tuple[Any, ...], size: int) -> Measurement:
-    return measure(name, make(*arguments), size=size)
+def _measure_made(
+    name: str, make: Callable[..., Source], arguments: tuple[Any, ...], size: int, standardised: bool
+) -> Measurement:
+    source, transform = make(*arguments), None
+    if standardised:
+        features = Features(infer(next(iter(source.read(size=10_000))).inputs))
+        transform = functools.partial(features.transform, learn=True)
+    return measure(name, source, transform, size=size)
 
 
 def _peak_bytes() -> int:

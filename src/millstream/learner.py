@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from millstream.contracts import Chunk, Engine, Inputs, Questions, State
+from millstream.contracts import Chunk, Engine, Inputs, Questions, Rejection, State
 from millstream.delay import LabelDelay
 from millstream.engines import UpdateRule
 from millstream.errors import CheckpointError, DataError, ModelError
@@ -34,6 +34,14 @@ class Scored:
     num_learned: int
     num_updates: int
     skipped: tuple[int, ...]
+
+    def refusals(self, chunk: Chunk) -> list[Rejection]:
+        """The records of a chunk that were skipped; none where its lessons are of other chunks, as with late labels."""
+        if not self.skipped or self.num_learned != len(chunk):
+            return []
+        places = [p if chunk.offsets is None else int(chunk.offsets[p]) for p in self.skipped]
+        where = chunk.locate or (lambda _: "")
+        return [Rejection(place, "its loss or gradient is not finite", where(place)) for place in places]
 
 
 class Learner:

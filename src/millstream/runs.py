@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -90,8 +90,11 @@ class Run:
         with checkpoint.storage_errors(self.folder):
             self._metrics.write(json.dumps(line) + "\n")
 
-    def reject(self, rejected: Iterable[Rejection], start: int) -> None:
-        """Writes refused records down; ``start`` is the run position of their chunk."""
+    def reject(self, rejected: Sequence[Rejection], start: int, num_more: int = 0) -> None:
+        """Writes refused records down, and counts ``num_more``; ``start`` is the run position of their chunk."""
+        self.num_rejected += num_more
+        if not rejected:
+            return
         with checkpoint.storage_errors(self.folder):
             for item in rejected:
                 self.num_rejected += 1

@@ -11,6 +11,7 @@ The trainer knows contracts; it does not know which source, features, engine or 
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from millstream import engines, evaluation, losses, sources
-from millstream.contracts import Chunk, Loss, Rejection, Source, State
+from millstream.contracts import Chunk, Loss, Source, State
 from millstream.delay import LabelDelay, parse_delay
-from millstream.errors import CheckpointError, MillstreamError, SettingError
+from millstream.errors import CheckpointError, DataError, MillstreamError, SettingError
 from millstream.features import Features
 from millstream.guard import SkipGuard
 from millstream.learner import Learner, Scored
@@ -138,8 +139,7 @@ class Trainer:
 
         With ``label_delay`` (records, or a time such as ``2h``) a record is learned when its label comes.
         """
-        for _ in self.steps(source, update_size=update_size, label_delay=label_delay, resume=resume):
-            pass
+        collections.deque(self.steps(source, update_size=update_size, label_delay=label_delay, resume=resume), maxlen=0)
         return self.summary()
 
     def steps(
@@ -163,6 +163,8 @@ class Trainer:
         chunk_size = self.learner.engine.chunk_size(update_size)
         asked = Phase(kind, update_size, epochs, shuffle, chunk_size, delay, dict(source.fingerprint()))
         phase = self._enter(source, asked, resume)
+        if self.run is not None and isinstance(source, sources.CachedSource) and not resume:
+            self.run.reject(source.rejected, 0, source.num_rejected - len(source.rejected))
         self.commit()  # from here on there is something to resume
         try:
             while phase.epoch < phase.epochs and not self._stop:
@@ -297,14 +299,18 @@ class Trainer:
     def _take(self, chunk: Chunk, phase: Phase) -> Step:
         """All that happens to a chunk, in order."""
         chunk.start = self.position
-        chunk = self.learner.prepare(chunk, learn=phase.features_learn)
+        self._whole = False
+        try:
+            chunk = self.learner.prepare(chunk, learn=phase.features_learn)
+        except DataError:
+            self._whole = True  # features take a chunk in whole, or not at all
+            raise
         scored: Scored | None = None
         num_positions = chunk.span
         if len(chunk):
             if not self._checked:
                 self.learner.check(chunk)
                 self._checked = True
-            self._whole = False
             frozen = not phase.features_learn
             scored = self.learner.learn(chunk, phase.update_size, self.position, self._delay, frozen=frozen)
             if self.metrics is None:
@@ -314,8 +320,8 @@ class Trainer:
             phase.skipped += len(scored.skipped)
             if self._delay is not None:
                 num_positions = scored.num_learned
-        if self.run is not None and (chunk.rejected or (scored and scored.skipped)):
-            self.run.reject([*chunk.rejected, *_refusals(chunk, scored)], self.position)
+        if self.run is not None and phase.epoch == 0:
+            self.run.reject([*chunk.rejected, *(scored.refusals(chunk) if scored else ())], self.position)
         before, phase.records = phase.records, phase.records + len(chunk)
         phase.place += chunk.span
         phase.position = chunk.after
@@ -388,12 +394,3 @@ def _sources(source: Any, validation: Any, shuffle: bool, seed: int) -> tuple[So
     if shuffle and not source.can_jump:
         source = sources.cached(source)
     return source, None if validation is None else sources.as_source(validation)
-
-
-def _refusals(chunk: Chunk, scored: Scored | None) -> list[Rejection]:
-    """The records that were skipped because their loss or gradient was not finite."""
-    if scored is None or not scored.skipped or scored.num_learned != len(chunk):
-        return []
-    places = [int(p) if chunk.offsets is None else int(chunk.offsets[p]) for p in scored.skipped]
-    where = chunk.locate or (lambda _: "")
-    return [Rejection(place, "its loss or gradient is not finite", where(place)) for place in places]
