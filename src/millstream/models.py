@@ -147,10 +147,11 @@ def _cnn(shape: InputShape, num_outputs: int) -> nn.Module:
         raise ModelError(
             got=f"inputs of shape {shape.dense} for model 'cnn'", wanted="images of at least 12 × 12", do="use mlp:256"
         )
+    flatten = [nn.Flatten()] if len(shape.dense) > 1 else []
     height, width = ((s - 4) // 2 for s in dense[1:])
     height, width = (height - 4) // 2, (width - 4) // 2
     return nn.Sequential(
-        nn.Unflatten(1, dense) if len(shape.dense) == 1 else nn.Identity(),
+        *([] if dense == shape.dense else [*flatten, nn.Unflatten(1, dense)]),
         *(nn.Conv2d(dense[0], 8, 5), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(8, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Flatten(), nn.Linear(16 * height * width, 64), nn.ReLU(), nn.Linear(64, num_outputs)),

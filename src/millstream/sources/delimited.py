@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from millstream.errors import DataError, SettingError
-from millstream.sources.text import UnparsableError, arrow_reader, first_unfit
+from millstream.sources.text import UnparsableError, arrow_reader, first_unfit, type_in_words
 
 __all__ = ["DELIMITERS", "MISSING", "DelimitedFormat", "Header", "read_header"]
 
@@ -62,7 +62,7 @@ def read_header(text: bytes, where: str, *, delimiter: str | None, names: Sequen
         raise DataError(
             got=f"{where} with only numbers in its first line: {line[:60]!r}",
             wanted="a header",
-            do="give the columns names with names=[…]",
+            do="add a line with the columns' names, or give them: names=[…]",
         )
     skipped = text.index(first, mark)
     num_bytes = skipped + len(first)
@@ -122,14 +122,14 @@ class DelimitedFormat:
     def infer(self, data: bytes, declared: Mapping[str, pa.DataType]) -> pa.Schema:
         """The columns of some whole records, of the types that their values suggest; ragged records are passed over."""
         try:
-            return self._read(data, None).schema
+            return _texts_are_utf8(self._read(data, None).schema)
         except UnparsableError:
             pass
         even = b"".join(
             data[first:last] for first, last in _spans(self.ends(data, True)) if self._is_even(data[first:last])
         )
         try:
-            return self._read(even, None).schema
+            return _texts_are_utf8(self._read(even, None).schema)
         except UnparsableError:
             return pa.schema([pa.field(name, declared.get(name, pa.string())) for name in self.names])
 
@@ -146,7 +146,7 @@ class DelimitedFormat:
         field = first_unfit(schema, lambda part: self._read(record, part))
         if field is not None:
             value = fields[self.names.index(field.name)][:60]
-            return f"{value!r} in column {field.name!r}", str(field.type)
+            return f"{value!r} in column {field.name!r}", type_in_words(field.type)
         return "a record that cannot be read", f"{len(self.names)} fields"
 
     def _is_even(self, record: bytes) -> bool:
@@ -221,6 +221,11 @@ class DelimitedFormat:
         mark = re.escape(self.delimiter.encode())
         closed = rb'(?:"(?:[^"]++|"")*+"[^' + mark + rb'\r\n]*+|(?!")[^' + mark + rb"\r\n]*+)"
         return re.fullmatch(closed + rb"(?:" + mark + closed + rb")*+[\r\n]*", record) is None
+
+
+def _texts_are_utf8(found: pa.Schema) -> pa.Schema:
+    """Arrow takes a column with a byte that is not UTF-8 for a binary one; here it is a text with a bad record."""
+    return pa.schema([field.with_type(pa.string()) if pa.types.is_binary(field.type) else field for field in found])
 
 
 def _spans(ends: npt.NDArray[np.int64]) -> Any:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json as arrow_json
 
-from millstream.sources.text import UnparsableError, arrow_reader, first_unfit
+from millstream.sources.text import UnparsableError, arrow_reader, first_unfit, type_in_words
 
 __all__ = ["JsonLinesFormat"]
 
@@ -65,14 +65,18 @@ class JsonLinesFormat:
 
     def explain(self, record: bytes, schema: pa.Schema) -> tuple[str, str]:
         try:
-            value = json.loads(record)
-        except (ValueError, RecursionError) as error:
-            return f"no JSON ({error})", "one JSON object a line"
+            value = json.loads(record.rstrip(_BLANK))
+        except json.JSONDecodeError as error:
+            return f"no JSON ({error.msg}, character {error.pos + 1})", "one JSON object a line"
+        except UnicodeDecodeError:
+            return "bytes that are not UTF-8", "UTF-8"
+        except (ValueError, RecursionError):
+            return "JSON that cannot be read", "one JSON object a line"
         if not isinstance(value, dict):
             return f"a JSON {type(value).__name__}", "one JSON object a line"
         field = first_unfit(schema, lambda part: _read(record, part))
         if field is not None:
-            return f"{str(value.get(field.name))[:60]!r} in column {field.name!r}", str(field.type)
+            return f"{str(value.get(field.name))[:60]!r} in column {field.name!r}", type_in_words(field.type)
         return "a JSON object that cannot be read", "one JSON object a line, each key once"
 
     def _num_objects(self, data: bytes) -> int:

@@ -28,6 +28,7 @@ __all__ = [
     "blocks",
     "check_on_error",
     "first_unfit",
+    "type_in_words",
 ]
 
 OnError: TypeAlias = Literal["stop", "quarantine"]
@@ -251,6 +252,27 @@ def first_unfit(schema: pa.Schema, read: Callable[[pa.Schema], object]) -> pa.Fi
         half = fields[: len(fields) // 2]
         fields = half if _is_unfit(pa.schema(half), read) else fields[len(half) :]
     return fields[0]
+
+
+def type_in_words(kind: pa.DataType) -> str:
+    """What a value of a column should have been, for a message.
+
+    >>> type_in_words(pa.float64())
+    'a number'
+    """
+    types = pa.types
+    for is_kind, words in (
+        (types.is_integer, "a whole number"),
+        (types.is_floating, "a number"),
+        (types.is_boolean, "true or false"),
+        (types.is_temporal, "a time"),
+        (types.is_string, "a text"),
+        (types.is_list, "a list"),
+        (types.is_struct, "an object"),
+    ):
+        if is_kind(kind):
+            return f"{words}, as in the records before" if words != "a text" else words
+    return str(kind)
 
 
 def check_on_error(on_error: str) -> None:
