@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import itertools
 import re
 import shlex
 import tomllib
@@ -61,11 +62,15 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of each ``millstream …`` in the blocks of a document that are not Python."""
-    for block in re.findall(r"^```(?!python)[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
-        lines = block.replace("\\\n", " ")
-        for words in re.findall(r"(?:^|[|$;&] *)millstream ([a-z][^|#>&;\n]*)", lines, flags=re.MULTILINE):
-            yield shlex.split(words)
+    """The words of each ``millstream COMMAND …`` in a document, after the name; those in Python blocks aside."""
+    text = re.sub(r"^```python.*?^```", "", text, flags=re.DOTALL | re.MULTILINE).replace("\\\n", " ")
+    for line in re.findall(r"^(?: {4,}|\$ )?((?:[^`\n]*[|&;] *)?millstream [a-z].*)", text, flags=re.MULTILINE):
+        words = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+        words.whitespace_split = True
+        for is_break, group in itertools.groupby(words, lambda word: not set(word) - set("|&;<>")):
+            name, *rest = group
+            if name == "millstream" and not is_break:
+                yield rest
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -102,7 +107,9 @@ def test_the_tree_names_every_module_and_no_other() -> None:
 
 def test_the_layers_are_those_that_the_linter_keeps() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert [line.strip() for line in block_after("The layers")] == settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert [line.strip() for line in block_after("The layers")] == settings["tool"]["importlinter"]["contracts"][0][
+        "layers"
+    ]
 
 
 def test_decision_records_are_short_and_numbered_without_a_gap() -> None:

@@ -40,7 +40,7 @@ def test_pipe_hands_out_what_has_arrived() -> None:
     assert [next(chunks).inputs.column("hour").to_pylist() for _ in range(2)] == [[3, 4], [5]]
     os.write(writing, b"6,last")
     os.close(writing)
-    with pytest.raises(DataError, match=r"stdin:7: 'last' in column 'load'; wanted double"):
+    with pytest.raises(DataError, match=r"stdin:7: 'last' in column 'load'; wanted a number"):
         next(chunks)
     with pytest.raises(DataError, match="stands at 5"):
         source.read(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from millstream.contracts import State
-from millstream.errors import DivergenceError
+from millstream.errors import DivergenceError, SettingError
 from millstream.learner import Scored
 
 __all__ = ["SkipGuard"]
@@ -15,6 +15,8 @@ class SkipGuard:
     """Counts records that were skipped in a row, across chunks."""
 
     def __init__(self, max_skips: int) -> None:
+        if max_skips < 1:
+            raise SettingError(got=f"max_skips={max_skips}", wanted="1 or more", do="leave it at 100")
         self._max_skips = max_skips
         self._in_a_row = 0
 

@@ -117,6 +117,13 @@ class Learner:
                 wanted="a model for these inputs",
                 do="check the width of its first layer and the type of its inputs",
             ) from error
+        if not isinstance(outputs, Tensor) or not outputs.ndim or len(outputs) != 1:
+            shape = f"of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ModelError(
+                got=f"a model that gives outputs {shape} for one record",
+                wanted="a tensor with one row for each record",
+                do="return it from forward()",
+            )
         if self.rule.loss.task != "classes" or chunk.targets is None:
             return
         width = outputs.shape[-1] if outputs.ndim > 1 else 1

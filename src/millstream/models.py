@@ -8,20 +8,25 @@ Shapes: N records, D dense values, K ids per record, C outputs.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import importlib
+import inspect
 import itertools
 import math
+import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from millstream.errors import ModelError, SettingError
+from millstream.errors import MillstreamError, ModelError, SettingError
 
-__all__ = ["NAMES", "FirstLayer", "InputShape", "build", "load_object"]
+__all__ = ["NAMES", "FirstLayer", "InputShape", "build", "call_object", "load_object"]
 
 NAMES = ("reference", "linear", "mlp:256,128", "cnn", "my_module:factory")
 
@@ -98,19 +103,65 @@ def build(name: str, shape: InputShape, num_outputs: int) -> nn.Module:
 def load_object(path: str) -> Any:
     """The Python object at ``module:name``; the current folder counts as a place for modules."""
     module_name, _, attribute = path.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
-        if error.name != module_name.split(".")[0] and error.name != module_name:
-            raise
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _failed(path, error) from error
         reason = f"no module {module_name!r}"
-    except AttributeError:
+    except AttributeError as error:
+        if _place(error):
+            raise _failed(path, error) from error
         reason = f"no {attribute!r} in module {module_name!r}"
+    except Exception as error:
+        raise _failed(path, error) from error
     raise SettingError(
         got=f"{path!r}: {reason}",
         wanted="MODULE:NAME that can be imported",
         do=f"check the spelling, run it from the folder of the module, or name a model: {', '.join(NAMES[:4])}",
     )
+
+
+def call_object(path: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a person's function gives, called with ``arguments``, or without if it takes none.
+
+    Its failure is a ``SettingError`` with the place in his code.
+    """
+    try:
+        takes_none = not inspect.signature(function).parameters
+    except (TypeError, ValueError):  # written in C
+        takes_none = False
+    try:
+        return function() if takes_none else function(*arguments)
+    except MillstreamError:
+        raise
+    except Exception as error:
+        raise _failed(path, error) from error
+
+
+def _failed(path: str, error: Exception) -> SettingError:
+    place = _place(error)
+    reason = (str(error).splitlines() or [""])[0]
+    return SettingError(
+        got=f"{path!r}, which failed{place and f' at {place}'}: {type(error).__name__}: {reason}",
+        wanted="a module that can be imported and a function that can be called",
+        do="correct it there",
+    )
+
+
+def _place(error: Exception) -> str:
+    """The last line of a person's own code that an error passed through."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    own = str(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((own, "<")) and not {"site-packages", "importlib"} & {*Path(frame.filename).parts}
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def _mlp(name: str, argument: str, shape: InputShape, num_outputs: int) -> nn.Module:
@@ -166,18 +217,16 @@ def _dense_only(name: str, shape: InputShape) -> None:
 
 
 def _from_factory(name: str, shape: InputShape, num_outputs: int) -> nn.Module:
-    factory: Callable[..., Any] = load_object(name)
+    factory = load_object(name)
     if isinstance(factory, nn.Module):
-        return factory
-    try:
-        takes = factory.__code__.co_argcount if hasattr(factory, "__code__") else 2
-        model = factory() if takes == 0 else factory(shape.num_dense, num_outputs)
-    except TypeError as error:
+        return copy.deepcopy(factory)  # each trainer changes its own
+    if not callable(factory):
         raise SettingError(
-            got=f"{name!r}, which failed: {error}",
+            got=f"a {type(factory).__name__} at {name!r}",
             wanted="a function of (num_inputs, num_outputs), or of nothing",
-            do="change its parameters",
-        ) from error
+            do="name the function that makes the model",
+        )
+    model = call_object(name, factory, shape.num_dense, num_outputs)
     if not isinstance(model, nn.Module):
         raise SettingError(
             got=f"a {type(model).__name__} from {name!r}", wanted="a torch.nn.Module", do="return the model itself"

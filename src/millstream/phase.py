@@ -61,12 +61,24 @@ class Phase:
             was, now = getattr(self, name), getattr(asked, name)
             if was != now:
                 raise CheckpointError(
-                    got=f"{name.replace('_', ' ')} {now} for a run that began with {was}",
+                    got=_difference(name, was, now),
                     wanted="the settings that it began with",
                     do="repeat the first command with --resume, or begin a new run",
                 )
         self.finished = self.finished and asked.epochs <= self.epochs
         self.epochs = max(self.epochs, asked.epochs)
+
+
+def _difference(name: str, was: Any, now: Any) -> str:
+    """What is not as it was. Of the facts about a source, only the innermost one that differs is told."""
+    while isinstance(was, dict) and isinstance(now, dict):
+        key = next((key for key in {**was, **now} if was.get(key) != now.get(key)), None)
+        if key is None:
+            break
+        name, was, now = f"{name} {key}", was.get(key), now.get(key)
+        if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+            was, now = next(pair for pair in zip(was, now, strict=True) if pair[0] != pair[1])
+    return f"{name.replace('_', ' ')} {str(now)[:80]} for a run that began with {str(was)[:80]}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -160,8 +160,8 @@ class Trainer:
         """
         source, validation = _sources(source, validation, shuffle, self.seed)
         delay = None if label_delay is None else parse_delay(label_delay)
-        chunk_size = self.learner.engine.chunk_size(update_size)
-        asked = Phase(kind, update_size, epochs, shuffle, chunk_size, delay, dict(source.fingerprint()))
+        asked = Phase(kind, update_size, epochs, shuffle, 0, delay, dict(source.fingerprint()))
+        asked.chunk_size = self.learner.engine.chunk_size(update_size)
         phase = self._enter(source, asked, resume)
         if self.run is not None and isinstance(source, sources.CachedSource) and not resume:
             self.run.reject(source.rejected, 0, source.num_rejected - len(source.rejected))
@@ -337,7 +337,8 @@ class Trainer:
         """Begins a phase, or goes on with the one that was restored."""
         if resume and self._phase is not None:
             self._phase.continue_as(asked)
-            if self._phase.position is not None and not source.can_seek:
+            place = self._phase.position
+            if place is not None and not source.can_seek and getattr(source, "stands_at", None) != place:
                 raise SettingError(
                     got=f"a source that cannot start again at a position: {source.name}",
                     wanted="a file, a table or an array",

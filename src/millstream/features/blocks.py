@@ -117,7 +117,7 @@ def _refuse(
 ) -> None:
     refusals.add(
         rows,
-        lambda row: f"column {name!r} holds {values[row]:g}",
+        lambda row: f"column {name!r} with {values[row]:g}",
         wanted="a finite number",
         do=_FIX,
         stops=nonfinite == "error",
@@ -128,7 +128,7 @@ def _refuse_length(column: pa.Array, name: str, size: int, lengths: npt.NDArray[
     there = column.is_valid().to_numpy(zero_copy_only=False)
     refusals.add(
         np.flatnonzero(there & (lengths != size)),
-        lambda row: f"column {name!r} holds {lengths[row]} numbers",
+        lambda row: f"column {name!r} with {lengths[row]} numbers",
         wanted=f"{size}",
         do="make the lists equally long, change the field's shape, or set on_error='quarantine'",
     )

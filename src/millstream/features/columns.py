@@ -115,7 +115,7 @@ def microseconds(
         if bad.any():
             refusals.add(
                 np.flatnonzero(bad),
-                lambda row: f"column {name!r} holds {seconds[row]:g}",
+                lambda row: f"column {name!r} with {seconds[row]:g}",
                 wanted="seconds since 1970",
                 do=_FIX,
             )
@@ -244,7 +244,7 @@ def _parse(texts: pa.Array, kind: pa.DataType, name: str, wanted: str, refusals:
             values.append(None)
             bad.append(place)
     rows = np.flatnonzero(np.isin(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), bad))
-    refusals.add(rows, lambda row: f"column {name!r} holds {_short(texts[row].as_py())}", wanted=wanted, do=_FIX)
+    refusals.add(rows, lambda row: f"column {name!r} with {_short(texts[row].as_py())}", wanted=wanted, do=_FIX)
     return pa.array(values, kind).take(encoded.indices)
 
 

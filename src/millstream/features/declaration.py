@@ -92,6 +92,8 @@ def _new_target(target: Target, kind: str, options: dict[str, str], text: str) -
             raise SettingError(got=f"{text!r}", wanted="no options for a number", do=f"write {target.name}=number")
         return Target(target.name, "number")
     changed = dataclasses.replace(target, kind="class", **changes)
+    if "classes" in changes and not {"new", "capacity"} & changes.keys():  # these are all there are
+        changed = dataclasses.replace(changed, new="error", capacity=0)
     if changed.capacity > len(changed.classes) and "new" not in changes:
         changed = dataclasses.replace(changed, new="class")
     if changed.num_outputs < 1:

@@ -26,6 +26,8 @@ SAMPLE = 10_000
 _MOST_VALUES = 32  # distinct values of a category that become a vocabulary
 _MOST_INTEGER_CLASSES = 100
 _WORDS_OF_A_TEXT = 3.0  # on average, at least
+_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+_MOST_MISFITS = 0.05  # of a column of numbers: a few texts among them are mistakes, to be reported with their place
 
 
 def infer(
@@ -118,10 +120,18 @@ def _text_field(name: str, texts: pa.Array) -> Field:
     if not refusals and valid.all():
         dates = pc.all(pc.less_equal(pc.utf8_length(there), len("2020-01-01"))).as_py()
         return _time_field(name, pa.date32() if dates else pa.timestamp("us"))
+    if _has_few_misfits(there):
+        return Field(name, "number")
     words = pc.mean(pc.count_substring_regex(there, r"[\pL\pM\pN_]+")).as_py()
     if words >= _WORDS_OF_A_TEXT and pc.count_distinct(there).as_py() > len(there) / 2:
         return Field(name, "text")
     return _category(name, texts)
+
+
+def _has_few_misfits(texts: pa.Array) -> bool:
+    """Whether nearly all of these texts, but not all, are numbers. Texts that all are were made texts on purpose."""
+    fit = pc.mean(pc.match_substring_regex(texts, _NUMBER).cast(pa.int8())).as_py()
+    return bool(1 - _MOST_MISFITS <= (fit or 0) < 1)
 
 
 def _category(name: str, column: pa.Array) -> Field:
@@ -179,7 +189,10 @@ def _target(name: str, column: pa.Array, exhaustive: bool) -> Target:
         return Target(name, "number")
     codes, texts = distinct(there, name)
     values = texts.to_pylist()
-    if len(values) > max(_MOST_INTEGER_CLASSES, len(there) / 2):
+    too_many = len(values) > max(_MOST_INTEGER_CLASSES, len(there) / 2)
+    if too_many and is_text(kind) and _has_few_misfits(plain_text(there)):
+        return Target(name, "number")
+    if too_many:
         raise DataError(
             got=f"target {name!r} with {len(values)} distinct values in {len(there)} records",
             wanted="classes that repeat, or numbers",

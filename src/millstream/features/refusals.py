@@ -32,7 +32,7 @@ class Refusals:
     """The rows of one chunk that cannot be used, each with the first reason found.
 
     >>> refusals = Refusals()
-    >>> refusals.add(np.array([3]), lambda row: "column 'age' holds 'abc'", wanted="a number", do="fix the record")
+    >>> refusals.add(np.array([3]), lambda row: "column 'age' with 'abc'", wanted="a number", do="fix the record")
     >>> bool(refusals)
     True
     """

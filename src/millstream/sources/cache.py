@@ -1,11 +1,12 @@
 """A source that cannot jump, imported once into an uncompressed, memory-mapped Arrow file that can.
 
 Records that a source refuses are not imported; the copy remembers them in ``rejected``. This file knows nothing of
-where the records come from.
+where the records come from, but asks the source again when somebody wants to know the place of a record.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import hashlib
@@ -31,12 +32,13 @@ from millstream.sources.rechunk import Piece, check_numbers, check_place, check_
 
 __all__ = ["CachedSource", "cache_folder", "cached"]
 
-_VERSION = 1
+_VERSION = 2
 _BATCH_RECORDS = 1 << 16
 _BATCH_BYTES = 1 << 26
 _TENSOR_RECORDS = 1 << 12
 _MAX_REJECTED = 1000  # remembered one by one; all are counted
 _STALE_SECONDS = 86_400
+_MAX_LOCATED = 100  # records whose exact place is looked up, which takes a moment each
 
 
 class CachedSource:
@@ -45,10 +47,11 @@ class CachedSource:
     ``rejected`` holds the first records that the import refused, ``num_rejected`` counts all of them.
     """
 
-    def __init__(self, path: Path, name: str, facts: Mapping[str, Any]) -> None:
-        self.name = name
+    def __init__(self, path: Path, source: Source, facts: Mapping[str, Any]) -> None:
+        self.name = source.name
         self.can_seek = True
         self.can_jump = True
+        self._origin = source
         self._facts = dict(facts)
         reader = _open(path)
         layout = json.loads(reader.schema.metadata[b"millstream"])
@@ -61,8 +64,12 @@ class CachedSource:
             self.schema = None
             self._chunks = [_unpacked(batch, layout) for batch in batches]
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
+        for chunk, start in zip(self._chunks, self._starts.tolist(), strict=False):
+            chunk.locate = _shifted(self._locate, start)
         self.num_records: int | None = int(self._starts[-1])
+        self._num_located = 0
         notes = json.loads(_notes(path).read_text())
+        self._marks: list[tuple[int, Position]] = [(number, position) for number, position in notes["marks"]]
         self.num_rejected: int = notes["num_rejected"]
         self.rejected = tuple(Rejection(**one) for one in notes["rejected"])
 
@@ -79,6 +86,22 @@ class CachedSource:
 
     def fingerprint(self) -> Mapping[str, Any]:
         return {"kind": "cached", "records": self.num_records, "of": self._facts}
+
+    def _locate(self, number: int) -> str:
+        """Where a record came from: the source is read again from the last mark before it, if it can be."""
+        plain = f"record {number + 1} of {self.name}"
+        if not self._origin.can_seek or self._num_located >= _MAX_LOCATED:
+            return plain
+        self._num_located += 1
+        mark = bisect.bisect_right([first for first, _ in self._marks], number) - 1
+        first, position = self._marks[mark]
+        for chunk in self._origin.read(position, size=_BATCH_RECORDS):
+            if number - first < len(chunk):
+                row = number - first
+                place = row if chunk.offsets is None else int(chunk.offsets[row])
+                return chunk.locate(place) if chunk.locate else plain
+            first += len(chunk)
+        return plain
 
     def _pieces(self, place: int) -> Iterator[Piece]:
         for chunk, start in zip(self._chunks[place:], self._starts[place:].tolist(), strict=False):
@@ -110,7 +133,7 @@ def cached(
     key = json.dumps([_VERSION, facts, modified(source)], sort_keys=True, default=str)
     home = cache_folder() if folder is None else Path(folder)
     path = home / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
-    found = _find(path, source.name, facts)
+    found = _find(path, source, facts)
     if found is not None:
         return found
     try:
@@ -126,7 +149,7 @@ def cached(
             wanted="a folder that can be written to, with room",
             do="free some space, or choose another folder (MILLSTREAM_CACHE)",
         ) from error
-    return CachedSource(path, source.name, facts)
+    return CachedSource(path, source, facts)
 
 
 def cache_folder() -> Path:
@@ -137,12 +160,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millstream"
 
 
-def _find(path: Path, name: str, facts: Mapping[str, Any]) -> CachedSource | None:
+def _find(path: Path, source: Source, facts: Mapping[str, Any]) -> CachedSource | None:
     """The finished copy, if there is a whole one."""
     if not path.exists():
         return None
     try:
-        return CachedSource(path, name, facts)
+        return CachedSource(path, source, facts)
     except (OSError, ValueError, KeyError, TypeError):  # torn, of another kind, or its notes are gone: made anew
         return None
 
@@ -151,10 +174,14 @@ def _import(source: Source, path: Path, progress: Callable[[int], None] | None) 
     part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")
     rejected: list[Rejection] = []
     try:
-        num_records, num_rejected = _write(source, part, rejected, progress)
+        num_records, num_rejected, marks = _write(source, part, rejected, progress)
         if not num_records:
             raise DataError(got=f"{source.name} without records", wanted="at least one", do="check how it was made")
-        notes = {"num_rejected": num_rejected, "rejected": [dataclasses.asdict(one) for one in rejected]}
+        notes = {
+            "num_rejected": num_rejected,
+            "rejected": [dataclasses.asdict(one) for one in rejected],
+            "marks": marks,
+        }
         _write_notes(_notes(path), notes)
         part.replace(path)
         _sync(path.parent)
@@ -164,8 +191,10 @@ def _import(source: Source, path: Path, progress: Callable[[int], None] | None) 
 
 def _write(
     source: Source, part: Path, rejected: list[Rejection], progress: Callable[[int], None] | None
-) -> tuple[int, int]:
+) -> tuple[int, int, list[tuple[int, Position]]]:
+    """Gives how many records there are, how many were refused, and the (number, position) at which chunks begin."""
     num_records, num_rejected, place = 0, 0, 0
+    marks: list[tuple[int, Position]] = [(0, None)]
     with part.open("wb") as file, contextlib.ExitStack() as stack:
         writer, held = None, _Held()
         for chunk in source.read(size=_TENSOR_RECORDS if source.schema is None else _BATCH_RECORDS):
@@ -175,6 +204,7 @@ def _write(
             place += chunk.span
             batch = _packed(chunk, source.name)
             num_records += batch.num_rows
+            marks.append((num_records, chunk.after))
             if writer is None:
                 writer = stack.enter_context(pa.ipc.new_file(file, batch.schema))
             for whole in held.add(batch):
@@ -187,7 +217,7 @@ def _write(
         stack.close()
         file.flush()
         os.fsync(file.fileno())
-    return num_records, num_rejected
+    return num_records, num_rejected, marks[:-1]
 
 
 class _Held:
@@ -295,6 +325,10 @@ def _to_tensor(column: pa.Array, dtype: str, shape: list[int]) -> Tensor:
 
 def _counter(start: int) -> Callable[[int], Position]:
     return lambda place: start + place
+
+
+def _shifted(locate: Callable[[int], str], start: int) -> Callable[[int], str]:
+    return lambda place: locate(start + place)
 
 
 def _notes(path: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
@@ -32,8 +33,10 @@ class StdinSource:
     """CSV or JSON Lines from a pipe. Making it waits for the first record, which the columns' types come from.
 
     A pipe tells little before it must be used: declare ``schema`` when a column that begins with whole numbers may hold
-    others later. Reading goes on where the last reading stood, in the same process; a position is the number of records
-    before it, and no other than that can be read from.
+    others later. What comes within ``patience_seconds`` of the first record is looked at, too, if it is not too much.
+
+    Reading goes on where the last reading stood; a position is the number of records before it, ``stands_at``, and no
+    other than that can be read from. Whoever goes on with a stream in a new process says there what was read before.
 
     >>> import io
     >>> source = StdinSource(io.BytesIO(b"hour,load\\n7,0.5\\n8,0.25\\n"))
@@ -52,6 +55,7 @@ class StdinSource:
         delimiter: str | None = None,
         names: Sequence[str] | None = None,
         missing: Sequence[str] = MISSING,
+        patience_seconds: float = 0.0,
         name: str = "stdin",
     ) -> None:
         check_on_error(on_error)
@@ -63,11 +67,12 @@ class StdinSource:
         self.num_records: int | None = None
         self.can_seek = False
         self.can_jump = False
-        self._arrive = _reader(sys.stdin.buffer if stream is None else stream)
+        stream = sys.stdin.buffer if stream is None else stream
+        self._arrive = _reader(stream)
         self._text = b""
         self._ended = False
         self._line = 1
-        self._num_handed = 0
+        self.stands_at = 0
         self._held: Chunk | None = None
         self._place = 0
         self._error: MillstreamError | None = None
@@ -78,6 +83,7 @@ class StdinSource:
         self._format, header = begin(self._text, found, name, delimiter=delimiter, names=names, missing=missing)
         while not self._ended and not self._format.last_end(self._text[header.num_bytes :]):
             self._pull()
+        self._await_more(stream, patience_seconds)
         self._text, self._line = self._text[header.num_bytes :], header.num_lines + 1
         types = infer_schema(self._format, self._text, self._ended, schema, name)
         self.schema: pa.Schema | None = settled_schema(types, schema, columns, name)
@@ -85,13 +91,19 @@ class StdinSource:
 
     def read(self, position: Position = None, *, size: int = 4096) -> Iterator[Chunk]:
         check_size(size)
-        if position is not None and position != self._num_handed:
+        if position is not None and position != self.stands_at:
             raise DataError(
-                got=f"position {position!r} of {self.name}, which stands at {self._num_handed}",
+                got=f"position {position!r} of {self.name}, which stands at {self.stands_at}",
                 wanted="a source that can seek",
                 do="resume without a position, or read a file instead",
             )
         return self._chunks(size)
+
+    def peek(self, size: int) -> Chunk | None:
+        """The first records of those that have arrived, which ``read`` will hand out nevertheless; None at the end."""
+        check_size(size)
+        held = self._next()
+        return None if held is None else cut(held, self._place, min(self._place + size, held.span))
 
     def take(self, numbers: npt.NDArray[np.int64]) -> Chunk:
         raise DataError(
@@ -110,8 +122,8 @@ class StdinSource:
             last = min(self._place + size, held.span)
             chunk = cut(held, self._place, last)
             self._place = last
-            self._num_handed += chunk.span
-            chunk.after = self._num_handed
+            self.stands_at += chunk.span
+            chunk.after = self.stands_at
             yield chunk
 
     def _next(self) -> Chunk | None:
@@ -141,6 +153,15 @@ class StdinSource:
 
     def _await_lines(self, num_lines: int) -> None:
         while not self._ended and self._text.lstrip().count(b"\n") < num_lines:
+            self._pull()
+
+    def _await_more(self, stream: BinaryIO | int, seconds: float) -> None:
+        """Takes in what comes soon: types are inferred better from many records than from one."""
+        number = stream if isinstance(stream, int) else _file_number(stream)
+        ends = time.monotonic() + seconds
+        while seconds and number is not None and not self._ended and len(self._text) < _READ_BYTES:
+            if not select.select([number], [], [], max(0.0, ends - time.monotonic()))[0]:
+                return
             self._pull()
 
     def _pull(self) -> None:

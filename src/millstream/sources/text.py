@@ -271,7 +271,7 @@ def type_in_words(kind: pa.DataType) -> str:
         (types.is_struct, "an object"),
     ):
         if is_kind(kind):
-            return f"{words}, as in the records before" if words != "a text" else words
+            return words
     return str(kind)
 
 
