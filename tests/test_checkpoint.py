@@ -96,6 +96,11 @@ def test_many_arrays_made_on_the_way_keep_their_own_values(tmp_path: Path) -> No
     assert all((read[name] == int(name)).all() for name in state)
 
 
+def test_paths_that_look_alike_are_kept_apart(tmp_path: Path) -> None:
+    state = {"a": {"b": torch.zeros(2)}, "a.b": torch.ones(2), "a.b'": np.array(3)}
+    assert same(checkpoint.read(checkpoint.write(tmp_path, state)), state)
+
+
 def test_a_view_is_not_its_whole(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     state = checkpoint.read(checkpoint.write(tmp_path, {"t": base.t(), "row": base[1], "base": base}))

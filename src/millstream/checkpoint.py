@@ -211,6 +211,8 @@ def _flatten(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple
 
 
 def _flatten_tensor(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
+    while path in tensors:  # {"a": {"b": …}, "a.b": …}
+        path += "'"
     if isinstance(value, np.ndarray):
         tensors[path] = torch.from_numpy(np.array(value, order="C"))
         return {"$array": path}

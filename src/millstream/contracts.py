@@ -95,7 +95,7 @@ class Chunk:
         return len(self.inputs)
 
     def select(self, rows: npt.NDArray[np.int64] | slice) -> Chunk:
-        """The records at ``rows`` (increasing places among the N), each keeping its run position."""
+        """The records at ``rows`` (places among the N), each keeping its run position."""
         index = rows if isinstance(rows, slice) else torch.from_numpy(rows)
         offsets = self.offsets
         if offsets is None and not (isinstance(rows, slice) and rows == slice(None)):
@@ -182,8 +182,8 @@ class Source(Protocol):
     """Records with positions.
 
     ``read`` hands out chunks of exactly ``size`` places from where it starts, the last one shorter, so that cuts are a
-    function of position; a live source may hand out fewer, rather than wait. Reading twice from the same position gives
-    the same records.
+    function of position; a live source may hand out fewer, rather than wait: an update then ends with what has come.
+    Reading twice from the same position gives the same records.
     """
 
     name: str

@@ -35,13 +35,12 @@ class Scored:
     num_updates: int
     skipped: tuple[int, ...]
 
-    def refusals(self, chunk: Chunk) -> list[Rejection]:
-        """The records of a chunk that were skipped; none where its lessons are of other chunks, as with late labels."""
-        if not self.skipped or self.num_learned != len(chunk):
-            return []
-        places = [p if chunk.offsets is None else int(chunk.offsets[p]) for p in self.skipped]
-        where = chunk.locate or (lambda _: "")
-        return [Rejection(place, "its loss or gradient is not finite", where(place)) for place in places]
+    def refusals(self, chunk: Chunk | None) -> list[Rejection]:
+        """The lessons that were skipped; ``chunk`` is where they came from, None if that is not one chunk."""
+        offsets, locate = (None, None) if chunk is None else (chunk.offsets, chunk.locate)
+        places = [place if offsets is None else int(offsets[place]) for place in self.skipped]
+        reason = "its loss or gradient is not finite"
+        return [Rejection(place, reason, locate(place) if locate else "") for place in places]
 
 
 class Learner:

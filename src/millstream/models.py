@@ -1,7 +1,7 @@
 """Ready-made models by name, for whatever the features give: dense values, ids, or both, or an image.
 
 Ids (categories and hashed words) enter the first layer as the one-hot columns that they stand for: an ``EmbeddingBag``
-that sums is a linear layer over them, and touches only the rows that occur.
+that sums is a linear layer over them. With sparse gradients an update touches only the rows that occur; without, all.
 
 Shapes: N records, D dense values, K ids per record, C outputs.
 """
@@ -46,13 +46,14 @@ class InputShape:
 class FirstLayer(nn.Module):
     """A linear layer over dense values and the one-hot columns of ids: (N, D) or {"dense", "ids"} to (N, width)."""
 
-    def __init__(self, shape: InputShape, width: int) -> None:
+    def __init__(self, shape: InputShape, width: int, *, sparse: bool = False) -> None:
         super().__init__()
         bound = 1 / math.sqrt(max(1, shape.num_dense + min(shape.num_ids, 32)))
         self.dense = nn.Linear(shape.num_dense, width) if shape.num_dense else None
         self.bias = None if shape.num_dense else nn.Parameter(torch.zeros(width))
-        self.ids = nn.EmbeddingBag(shape.num_ids, width, mode="sum", padding_idx=0) if shape.num_ids else None
-        if self.ids is not None:
+        self.ids: nn.EmbeddingBag | None = None
+        if shape.num_ids:
+            self.ids = nn.EmbeddingBag(shape.num_ids, width, mode="sum", padding_idx=0, sparse=sparse)
             nn.init.uniform_(self.ids.weight, -bound, bound)
             with torch.no_grad():
                 self.ids.weight[0] = 0
@@ -69,8 +70,10 @@ class FirstLayer(nn.Module):
         return total
 
 
-def build(name: str, shape: InputShape, num_outputs: int) -> nn.Module:
+def build(name: str, shape: InputShape, num_outputs: int, *, sparse: bool = False) -> nn.Module:
     """A model by name; the weights are drawn from torch's generator.
+
+    ``sparse`` gives ids sparse gradients, which plain SGD and Adagrad take and most other optimizers do not.
 
     ``reference`` is Linear then ReLU on the logits, as the mission states it; ``linear`` one layer; ``mlp:256,128``
     hidden layers of these widths with ReLU; ``cnn`` a small LeNet for square images; ``my_module:factory`` is called
@@ -85,9 +88,9 @@ def build(name: str, shape: InputShape, num_outputs: int) -> nn.Module:
         flatten = [nn.Flatten()] if len(shape.dense) > 1 else []
         return nn.Sequential(*flatten, nn.Linear(shape.num_dense, num_outputs), nn.ReLU())
     if kind == "linear" and not argument:
-        return _chain([FirstLayer(shape, num_outputs)], shape)
+        return _chain([FirstLayer(shape, num_outputs, sparse=sparse)], shape)
     if kind == "mlp":
-        return _mlp(name, argument, shape, num_outputs)
+        return _mlp(name, argument, shape, num_outputs, sparse)
     if kind == "cnn" and not argument:
         return _cnn(shape, num_outputs)
     if argument:
@@ -159,19 +162,20 @@ def _place(error: Exception) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((own, "<")) and not {"site-packages", "importlib"} & {*Path(frame.filename).parts}
+        if not frame.filename.startswith((own, "<"))
+        and not {"site-packages", "importlib"} & {*Path(frame.filename).parts}
     ]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
-def _mlp(name: str, argument: str, shape: InputShape, num_outputs: int) -> nn.Module:
+def _mlp(name: str, argument: str, shape: InputShape, num_outputs: int, sparse: bool) -> nn.Module:
     try:
         widths = [int(part) for part in argument.split(",")]
     except ValueError:
         widths = []
     if not widths or min(widths) < 1:
         raise SettingError(got=f"model {name!r}", wanted="mlp:WIDTH[,WIDTH…]", do="write e.g. mlp:256 or mlp:256,128")
-    layers: list[nn.Module] = [FirstLayer(shape, widths[0]), nn.ReLU()]
+    layers: list[nn.Module] = [FirstLayer(shape, widths[0], sparse=sparse), nn.ReLU()]
     for wide, narrow in itertools.pairwise(widths):
         layers += [nn.Linear(wide, narrow), nn.ReLU()]
     return _chain([*layers, nn.Linear(widths[-1], num_outputs)], shape)

@@ -28,6 +28,7 @@ class Phase:
     chunk_size: int
     delay: Delay | None
     source: dict[str, Any]  # its fingerprint
+    rule: dict[str, Any]  # seed, loss and bounds of the gradient
     number: int = 0  # phases of the run before this one
     epoch: int = 0
     position: Position = None  # where the source goes on
@@ -35,6 +36,7 @@ class Phase:
     records: int = 0
     updates: int = 0
     skipped: int = 0
+    rejected: int = 0
     seconds: float = 0.0  # a clock, so not a part of what resumes bit for bit
     finished: bool = False
 
@@ -57,7 +59,7 @@ class Phase:
 
     def continue_as(self, asked: Phase) -> None:
         """Checks that what is asked for now is what this phase began as; more epochs are welcome."""
-        for name in ("kind", "update_size", "shuffle", "delay", "source"):
+        for name in ("kind", "update_size", "shuffle", "delay", "source", "rule"):
             was, now = getattr(self, name), getattr(asked, name)
             if was != now:
                 raise CheckpointError(

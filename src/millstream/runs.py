@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy
+import pyarrow
 import torch
 
 from millstream import checkpoint
@@ -35,7 +36,6 @@ class Run:
     def __init__(self, folder: str | Path, *, resume: bool = False, keep: int = 3) -> None:
         self.folder, self._keep = Path(folder), keep
         self.checkpoints = self.folder / "checkpoints"
-        self.num_rejected = 0
         if resume and not checkpoint.exists(self.checkpoints):
             raise CheckpointError(
                 got=f"no run in {self.folder}",
@@ -67,13 +67,12 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
                 sizes[name] = file.tell()
-        run = {"bytes": sizes, "num_rejected": self.num_rejected}
+        run = {"bytes": sizes}
         return checkpoint.write(self.checkpoints, {**state, "run": run, "numerics": numerics()}, keep=self._keep)
 
     def restore(self) -> tuple[State, list[str]]:
         """The newest whole state, the lines cut back to it, and warnings: damaged checkpoints, other numerics."""
         state, _, problems = checkpoint.newest(self.checkpoints)
-        self.num_rejected = state["run"]["num_rejected"]
         with checkpoint.storage_errors(self.folder):
             for name, file in (("metrics", self._metrics), ("dead_letters", self._dead_letters)):
                 file.truncate(min(state["run"]["bytes"][name], file.seek(0, os.SEEK_END)))
@@ -90,14 +89,12 @@ class Run:
         with checkpoint.storage_errors(self.folder):
             self._metrics.write(json.dumps(line) + "\n")
 
-    def reject(self, rejected: Sequence[Rejection], start: int, num_more: int = 0) -> None:
-        """Writes refused records down, and counts ``num_more``; ``start`` is the run position of their chunk."""
-        self.num_rejected += num_more
+    def reject(self, rejected: Sequence[Rejection], start: int) -> None:
+        """Writes refused records down; ``start`` is the position of their chunk."""
         if not rejected:
             return
         with checkpoint.storage_errors(self.folder):
             for item in rejected:
-                self.num_rejected += 1
                 line = {
                     "position": start + item.offset,
                     "reason": item.reason,
@@ -131,6 +128,7 @@ def numerics() -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "numpy": numpy.__version__,
+        "pyarrow": pyarrow.__version__,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),

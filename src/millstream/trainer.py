@@ -42,7 +42,7 @@ class Trainer:
     plain SGD at 0.01 if none is given. ``scheduler`` steps after every update, or after every epoch if so told.
     ``clip_norm`` and ``clip_value`` bound an update's gradient. ``scoring`` says in which mode a record is predicted
     before its update; ``auto`` is eval mode when learning online, and the update's own output when fitting. ``run``
-    names a folder for checkpoints, metrics and dead letters; without it nothing is written.
+    names a folder for checkpoints, metrics and dead letters; without it nothing is saved.
 
     >>> model = nn.Linear(3, 2)
     >>> trainer = Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.1))
@@ -156,15 +156,19 @@ class Trainer:
     ) -> Iterator[Step]:
         """The generator beneath ``fit`` and ``learn``: yields after every chunk, and after every epoch's validation.
 
-        To stop early, leave the loop: weights, optimizer and counters agree at every step.
+        To stop early, leave the loop: weights, optimizer and counters agree at every step. Call ``commit`` then, if
+        there is a run to resume: what follows the last timed commit is not saved by itself.
         """
-        source, validation = _sources(source, validation, shuffle, self.seed)
+        source, validation = sources.training_sources(source, validation, shuffle=shuffle, seed=self.seed)
         delay = None if label_delay is None else parse_delay(label_delay)
-        asked = Phase(kind, update_size, epochs, shuffle, 0, delay, dict(source.fingerprint()))
+        rule = {"seed": self.seed, **self.learner.rule.facts()}
+        asked = Phase(kind, update_size, epochs, shuffle, 0, delay, dict(source.fingerprint()), rule)
         asked.chunk_size = self.learner.engine.chunk_size(update_size)
         phase = self._enter(source, asked, resume)
-        if self.run is not None and isinstance(source, sources.CachedSource) and not resume:
-            self.run.reject(source.rejected, 0, source.num_rejected - len(source.rejected))
+        if isinstance(source, sources.CachedSource) and not resume:
+            phase.rejected = source.num_rejected
+            if self.run is not None:
+                self.run.reject(source.rejected, 0)
         self.commit()  # from here on there is something to resume
         try:
             while phase.epoch < phase.epochs and not self._stop:
@@ -200,7 +204,7 @@ class Trainer:
             engine=self.learner.engine.name,
             learning_rate=self.learning_rate,
             skipped=phase.skipped,
-            rejected=0 if self.run is None else self.run.num_rejected,
+            rejected=phase.rejected,
             finished=phase.finished,
             metrics=self._report(),
             test=test,
@@ -320,8 +324,8 @@ class Trainer:
             phase.skipped += len(scored.skipped)
             if self._delay is not None:
                 num_positions = scored.num_learned
-        if self.run is not None and phase.epoch == 0:
-            self.run.reject([*chunk.rejected, *(scored.refusals(chunk) if scored else ())], self.position)
+        if phase.epoch == 0:
+            self._note_refused(chunk, scored, phase)
         before, phase.records = phase.records, phase.records + len(chunk)
         phase.place += chunk.span
         phase.position = chunk.after
@@ -373,6 +377,14 @@ class Trainer:
         self.commit()
         return Step(None, 0, phase.epoch - 1, phase.place, phase.records, phase.updates, self.learning_rate, test)
 
+    def _note_refused(self, chunk: Chunk, scored: Scored | None, phase: Phase) -> None:
+        """Writes down what was refused on arrival, and what was skipped when it was to be learned."""
+        phase.rejected += len(chunk.rejected)
+        late = self._delay is not None  # then a lesson is not of this chunk, and its line is no longer known
+        if self.run is not None:
+            self.run.reject(chunk.rejected, phase.place if late else self.position)
+            self.run.reject(scored.refusals(None if late else chunk) if scored else (), self.position)
+
     def _report(self) -> dict[str, float]:
         return {} if self.metrics is None else self.metrics.report()
 
@@ -385,13 +397,3 @@ class Trainer:
         place = {"phase": phase.number, "kind": phase.kind, "epoch": phase.epoch, "records": phase.records}
         facts = {"updates": phase.updates, "skipped": phase.skipped, "learning_rate": self.learning_rate}
         return {**place, **facts, "metrics": self._report()}
-
-
-def _sources(source: Any, validation: Any, shuffle: bool, seed: int) -> tuple[Source, Source | None]:
-    """The records to learn and those to validate on. What cannot jump and must be shuffled is imported once."""
-    source = sources.as_source(source)
-    if isinstance(validation, float):
-        source, validation = sources.hold_out(source, validation, seed=seed)
-    if shuffle and not source.can_jump:
-        source = sources.cached(source)
-    return source, None if validation is None else sources.as_source(validation)

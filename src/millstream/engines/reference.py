@@ -101,7 +101,7 @@ class ReferenceEngine:
         weighted = losses if weights is None else losses * weights
         objective = weighted.mean() if len(weighted) > 1 else weighted
         objective.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = [_elements(p) for p in self._parameters if p.grad is not None]
         squared_norm = _squared_norm(gradients)
         if not math.isfinite(float(objective.detach()) + squared_norm):
             return False
@@ -179,8 +179,18 @@ def _part(chunk: Chunk, first: int, last: int) -> Chunk:
 
 def _squared_norm(gradients: list[Tensor]) -> float:
     """Not finite if an element is not, or if one is so large that its square is not (1.8e19 in float32)."""
-    flat = [(g.coalesce().values() if g.is_sparse else g).reshape(-1) for g in gradients]
+    flat = [gradient.reshape(-1) for gradient in gradients]
     return sum(float(torch.dot(g, g)) for g in flat)
+
+
+def _elements(parameter: Tensor) -> Tensor:
+    """The elements of a parameter's gradient that may differ from 0, to look at and to change in place."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if not gradient.is_sparse:
+        return gradient
+    parameter.grad = gradient.coalesce()  # a row that occurs twice is one row
+    return parameter.grad._values()
 
 
 def _labels(part: Chunk) -> Tensor:

@@ -6,7 +6,7 @@ Also what a model's modes mean here: train mode for an update, eval mode for an 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -37,6 +37,10 @@ class UpdateRule:
     clip_value: float | None = None  # the largest magnitude of one element
     scoring: Literal["eval", "train"] = "eval"
     seed: int = 0  # with the run position, the key of everything random in an update
+
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one that began, as JSON."""
+        return {"loss": self.loss.name, "clip_norm": self.clip_norm, "clip_value": self.clip_value}
 
     def __post_init__(self) -> None:
         owned = {id(p) for p in self.model.parameters()}

@@ -18,6 +18,7 @@ from millstream.sources.iterables import BatchesSource, DatasetSource, RecordsSo
 from millstream.sources.memory import TableSource, TensorSource
 from millstream.sources.order import Mixed, Repeated, Shuffled, Subset
 from millstream.sources.stdin import StdinSource
+from millstream.sources.training import training_sources
 
 __all__ = [
     "BatchesSource",
@@ -37,4 +38,5 @@ __all__ = [
     "cache_folder",
     "cached",
     "hold_out",
+    "training_sources",
 ]

@@ -99,6 +99,11 @@ class StdinSource:
             )
         return self._chunks(size)
 
+    def declare(self, types: Declared) -> None:
+        """Reads columns as these types from now on; to be called before anything is read."""
+        self.schema = settled_schema(self.schema, types, None, self.name)
+        self._parser = Parser(self._format, self.schema, self._parser.on_error)
+
     def peek(self, size: int) -> Chunk | None:
         """The first records of those that have arrived, which ``read`` will hand out nevertheless; None at the end."""
         check_size(size)

@@ -227,7 +227,6 @@ class _Recorder:
             for score in ("accuracy", "mae")
             if prefix + score in report
         }
-        found["kappa_temporal"] = report.get("kappa_temporal")
         return {**found, "curve": self._curve}
 
 

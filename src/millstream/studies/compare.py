@@ -173,6 +173,10 @@ class _Study:
             answers.append({**answer, "verdict": verdict(answer)})
         result = dict(answers[0])
         result.pop("delay")
+        result["notes"].append(
+            "Rates were chosen on the first records, which are not scored; what is retrained has the rate of what is "
+            "trained once."
+        )
         result["delays"] = [
             {name: answer[name] for name in ("delay", "strategies", "baselines", "verdict")} for answer in answers
         ]

@@ -67,7 +67,7 @@ def make_plan(data: Data, recipe: Recipe, settings: Settings, num_processes: int
     return Plan(
         num_records=records,
         grid_records=_grid_records(records, data.ordered),
-        first_scored=min(every, records // 2),
+        first_scored=min(max(every, _grid_records(records, data.ordered)), records // 2),
         retrain_every=every,
         epochs=settings.epochs,
         seeds=tuple(range(recipe.seed, recipe.seed + num_seeds)),
