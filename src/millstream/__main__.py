@@ -1,5 +1,7 @@
 """``python -m millstream``."""
 
+import sys
+
 from millstream.cli import main
 
-main()
+sys.exit(main())

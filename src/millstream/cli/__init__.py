@@ -5,22 +5,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+import warnings
+from typing import Any
 
 import click
 
 from millstream import __version__
+from millstream.cli.options import Choice, Command, Commands, Fraction, Number, Whole, in_one_line, options, section
 from millstream.errors import MillstreamError
 
 __all__ = ["cli", "main"]
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 MODELS = "reference | linear | mlp:256,128 | cnn | my_module:factory"
+OPTIMIZERS = "sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Train PyTorch models in batches and online: same model, same loop, same checkpoint.
@@ -30,110 +30,136 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Runs a command. What a person did wrong is said in one line, with exit code 2; nothing is lost."""
-    try:
-        cli.main(standalone_mode=False)
-    except MillstreamError as error:
-        click.echo(f"millstream: {error}", err=True)
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
-    except click.exceptions.Exit as ended:
-        sys.exit(ended.exit_code)
+def main() -> int:
+    """Runs a command and gives its exit code. What a person did wrong is said in one line, with exit code 2."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning)
+        warnings.showwarning = _show_warning
+        try:
+            return int(cli.main(prog_name="millstream", standalone_mode=False) or 0)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+        except (MillstreamError, click.ClickException) as error:
+            click.echo(in_one_line(error), err=True)
+        except click.Abort:
+            click.echo("millstream: stopped", err=True)
+            return 130
+    return 2
 
 
-def _options(*options: Callable[[Any], Any]) -> Callable[[_Function], _Function]:
-    def apply(function: _Function) -> _Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return apply
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"millstream: {' '.join(str(message).split())}", err=True)
 
 
-_about_data = _options(
-    click.option("--target", metavar="COLUMN", help="The column to predict.  [default: the last one]"),
-    click.option(
+_data, _model, _training, _run = section("Data"), section("Model"), section("Training"), section("Run")
+_study, _output = section("Study"), section("Output")
+
+_fetch = _data("--fetch", is_flag=True, help="Fetch the data set if it is not here.")
+_about_data = options(
+    _data("--target", metavar="COLUMN", help="The column to predict.  [default: the last one]"),
+    _data(
         "--column",
         "columns",
         multiple=True,
         metavar="NAME=KIND",
-        help="Correct a guess: zip=category, note=text, id=ignore.",
+        help="Correct a guess: zip=category, note=text, id=ignore, y=class:classes=no|yes.",
     ),
-    click.option("--time", metavar="COLUMN", help="When the features were known."),
-    click.option("--label-time", metavar="COLUMN", help="When the label was known."),
-    click.option(
+    _data("--time", metavar="COLUMN", help="When the features were known."),
+    _data("--label-time", metavar="COLUMN", help="When the label was known."),
+    _data(
         "--test",
+        type=Fraction(or_file=True),
         metavar="FRACTION|FILE",
-        help="Records to test on.  [default: those of the data set; for fit and compare else 0.1, 0.2]",
+        help="Records to test on; 0 for none.  [default: those of the data set, else 0.1 for fit, 0.2 for compare]",
     ),
-    click.option("--fetch", is_flag=True, help="Fetch the data set if it is not here."),
+    _fetch,
 )
-_about_model = _options(
-    click.option("--model", default="mlp:256", show_default=True, help=MODELS),
-    click.option(
-        "--loss",
-        default="",
-        metavar="NAME",
-        help="cross_entropy, binary_cross_entropy, mse, huber:1, poisson, quantile:0.9.  [default: by the target]",
+_loss = _model(
+    "--loss",
+    default="",
+    metavar="NAME",
+    help="cross_entropy, binary_cross_entropy, mse, huber:1, poisson, quantile:0.9.  [default: by the target]",
+)
+_optimizer = _model("--optimizer", default="sgd", show_default=True, metavar="NAME", help=f"{OPTIMIZERS}.")
+_engine = _model("--engine", default="auto", show_default=True, metavar="NAME", help="auto or reference.")
+_seed = _model("--seed", type=Whole(0), default=0, show_default=True, metavar="N", help="Of weights and orders.")
+_device = _model("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps …  [default: cpu]")
+_about_model = options(
+    _model("--model", default="mlp:256", show_default=True, metavar="NAME", help=f"{MODELS}."),
+    _loss,
+    _optimizer,
+    _model(
+        "--learning-rate",
+        "--lr",
+        type=Number(above=0),
+        default=0.01,
+        show_default=True,
+        metavar="η",
+        help="The step size.",
     ),
-    click.option(
-        "--optimizer", default="sgd", show_default=True, help="sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw."
+    _model("--weight-decay", type=Number(least=0), default=0.0, metavar="λ", help="How fast weights shrink."),
+    _model("--clip-norm", type=Number(above=0), metavar="NORM", help="The gradient's largest norm."),
+    _model(
+        "--clip-value", type=Number(above=0), metavar="SIZE", help="The largest size of one element of the gradient."
     ),
-    click.option("--learning-rate", "--lr", type=float, default=0.01, show_default=True),
-    click.option("--weight-decay", type=float, default=0.0, show_default=True),
-    click.option("--clip-norm", type=float, help="The gradient's largest norm."),
-    click.option("--clip-value", type=float, help="The largest magnitude of one element of the gradient."),
-    click.option("--class-weights", metavar="W,W,…", help="One weight for each class."),
-    click.option("--engine", default="auto", show_default=True, help="auto or reference."),
-    click.option("--device", default="cpu", show_default=True),
-    click.option(
+    _model("--class-weights", metavar="W,W,…", help="One weight for each class."),
+    _engine,
+    _device,
+    _model(
         "--threads",
-        type=int,
+        type=Whole(),
         default=1,
         show_default=True,
+        metavar="N",
         help="Of one matrix product; more pay for large models only.",
     ),
-    click.option("--seed", type=int, default=0, show_default=True),
+    _seed,
 )
-_about_run = _options(
-    click.option("--run", metavar="FOLDER", help="Where checkpoints and metrics go.  [default: runs/DATA-COMMAND-N]"),
-    click.option("--resume", is_flag=True, help="Go on where the run in --run (or the newest one) stood."),
-    click.option(
-        "--commit-seconds", type=float, default=30.0, show_default=True, help="How often all state is committed."
+_json = _output(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else there."
+)
+_about_run = options(
+    _run("--run", metavar="FOLDER", help="Where checkpoints and metrics go.  [default: runs/DATA-COMMAND-N]"),
+    _run("--resume", is_flag=True, help="Go on where the run in --run (or the newest one) stood."),
+    _run(
+        "--commit-seconds",
+        type=Number(least=0),
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How often all state is committed.",
     ),
-    click.option(
+    _run(
         "--on-error",
-        type=click.Choice(["stop", "quarantine"]),
+        type=Choice("stop", "quarantine"),
         default="stop",
         show_default=True,
         help="What a bad record does: stop the run, or go to the dead letters.",
     ),
-    click.option(
+    _run(
         "--nonfinite",
-        type=click.Choice(["error", "skip", "impute"]),
+        type=Choice("error", "skip", "impute"),
         default="error",
         show_default=True,
-        help="NaN or infinity in features.",
+        help="What NaN or infinity in features does: as --on-error says, leave the record out, or count as missing.",
     ),
-    click.option(
+    _run(
         "--max-skips",
-        type=int,
+        type=Whole(),
         default=100,
         show_default=True,
+        metavar="N",
         help="Stop after so many records in a row that cannot be learned.",
     ),
-    click.option("--window", type=int, default=1000, show_default=True, help="Records of the window metrics."),
-)
-_json = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else there."
+    _run(
+        "--window",
+        type=Whole(),
+        default=1000,
+        show_default=True,
+        metavar="RECORDS",
+        help="How many records the window metrics look back.",
+    ),
+    _json,
 )
 
 
@@ -142,23 +168,29 @@ _json = click.option(
 @click.argument("source", required=False)
 @_about_data
 @_about_model
-@click.option("--batch-size", type=int, default=64, show_default=True, help="Records that one update averages.")
-@click.option("--epochs", type=int, default=1, show_default=True, help="Passes over the data.")
-@click.option(
-    "--validation", type=float, metavar="FRACTION", help="Records to hold out and evaluate after every epoch."
+@_training(
+    "--batch-size",
+    type=Whole(),
+    default=64,
+    show_default=True,
+    metavar="RECORDS",
+    help="How many records one update averages.",
 )
-@click.option("--no-shuffle", is_flag=True, help="Keep the order of the data.")
+@_training("--epochs", type=Whole(), default=1, show_default=True, metavar="N", help="Passes over the data.")
+@_training(
+    "--validation", type=Fraction(), metavar="FRACTION", help="Records to hold out and evaluate after every epoch."
+)
+@_training("--no-shuffle", is_flag=True, help="Keep the order of the data.")
 @_about_run
-@_json
 @click.pass_context
-def fit(context: click.Context, /, **options: Any) -> None:
-    """Train in batches: several passes over finite data, shuffled, so many records an update.
+def fit(context: click.Context, /, **given: Any) -> None:
+    """Train in batches: passes over finite data, shuffled.
 
     DATA may also be a Python object, MODULE:TRAINER, with its data in SOURCE (or in the module's own `source`).
     """
     from millstream.cli import training
 
-    training.run("fit", options, _given(context))
+    training.run("fit", given, _on_the_line(context))
 
 
 @cli.command()
@@ -166,60 +198,78 @@ def fit(context: click.Context, /, **options: Any) -> None:
 @click.argument("source", required=False)
 @_about_data
 @_about_model
-@click.option("--update-size", type=int, default=1, show_default=True, help="Records that one update averages.")
-@click.option(
+@_training(
+    "--update-size",
+    type=Whole(),
+    default=1,
+    show_default=True,
+    metavar="RECORDS",
+    help="How many records one update averages.",
+)
+@_training(
     "--label-delay",
     metavar="DELAY",
-    help="How late labels are: 10 (records), 30s, 5m, 2h, 1d, or 'known' (label time column).",
+    help="How late labels are: 10 (records), 30s, 5m, 2h, 1d, or known (the column of --label-time).",
 )
 @_about_run
-@_json
 @click.pass_context
-def learn(context: click.Context, /, **options: Any) -> None:
-    """Train online: every record once, in order; predict, score, update.
+def learn(context: click.Context, /, **given: Any) -> None:
+    """Train online: every record once, in order.
 
-    DATA may also be a Python object, MODULE:TRAINER, with its data in SOURCE (or in the module's own `source`).
+    Each record is predicted, scored, and then learned. DATA may also be a Python object, MODULE:TRAINER, with its data
+    in SOURCE (or in the module's own `source`).
     """
     from millstream.cli import training
 
-    training.run("learn", options, _given(context))
+    training.run("learn", given, _on_the_line(context))
 
 
-@cli.command()
+@cli.command(cls=Command)
 @click.argument("run")
 @click.argument("data")
-@click.option(
+@_fetch
+@_device
+@_output(
     "--output",
     "-o",
     default="-",
     metavar="FILE",
     help="A .csv, .jsonl, .parquet or .arrow file.  [default: JSON Lines on standard output]",
 )
-@click.option("--fetch", is_flag=True, help="Fetch the data set if it is not here.")
-def predict(**options: Any) -> None:
-    """Predict DATA with the model of a RUN; labels are not needed."""
+def predict(**given: Any) -> None:
+    """Predict DATA with the model of a RUN.
+
+    Labels are not needed, and not looked at. Of a public data set it is the test records that are predicted.
+    """
     from millstream.cli import answering
 
-    answering.predict(**options)
+    answering.predict(**given)
 
 
 @cli.command()
 @click.argument("run")
 @click.argument("data")
-@click.option("--fetch", is_flag=True, help="Fetch the data set if it is not here.")
+@_fetch
+@_device
 @_json
-def evaluate(**options: Any) -> None:
-    """Score the model of a RUN on DATA (the test records of a public data set); nothing is learned."""
+def evaluate(**given: Any) -> None:
+    """Score the model of a RUN on DATA; nothing is learned.
+
+    Of a public data set it is the test records that are scored.
+    """
     from millstream.cli import answering
 
-    answering.evaluate(**options)
+    answering.evaluate(**given)
 
 
 @cli.command()
 @click.argument("run")
 @click.argument("file")
 def export(run: str, file: str) -> None:
-    """Write the weights of a RUN as a plain state_dict in safetensors to FILE."""
+    """Write the weights of a RUN to a safetensors FILE.
+
+    They have the names of the model's state_dict.
+    """
     from millstream.cli import answering
 
     answering.export(run, file)
@@ -228,54 +278,79 @@ def export(run: str, file: str) -> None:
 @cli.command()
 @click.argument("data")
 @_about_data
-@click.option("--model", "models", multiple=True, help=f"{MODELS}; may be repeated.  [default: mlp:256]")
-@click.option("--loss", default="", metavar="NAME", help="As for fit.")
-@click.option("--optimizer", default="sgd", show_default=True)
-@click.option(
-    "--learning-rate", "--lr", type=float, help="The given rate.  [default: 0.01; through time: each arm's own best]"
+@_model("--model", "models", multiple=True, metavar="NAME", help=f"{MODELS}; may be repeated.  [default: mlp:256]")
+@_loss
+@_optimizer
+@_model(
+    "--learning-rate",
+    "--lr",
+    type=Number(above=0),
+    metavar="η",
+    help="The given rate.  [default: 0.01; through time: each arm's own best]",
 )
-@click.option("--rates", metavar="η,η,…", help="The grid of rates.")
-@click.option("--batch-size", type=int, default=64, show_default=True)
-@click.option(
-    "--epochs", type=int, default=5, show_default=True, help="Passes of batch training; online training passes once."
+@_engine
+@_seed
+@_study("--rates", metavar="η,η,…", help="The grid of rates.  [default: 0.001,0.003,0.01,0.03,0.1,0.3,1]")
+@_study("--batch-size", type=Whole(), default=64, show_default=True, metavar="RECORDS", help="Of batch training.")
+@_study(
+    "--epochs",
+    type=Whole(),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Passes of batch training; online training passes once.",
 )
-@click.option("--seeds", "num_seeds", type=int, default=3, show_default=True, help="Runs of each arm, for intervals.")
-@click.option("--seconds", type=float, help="Budget: seeds, then records, are left out to fit.")
-@click.option("--records", "num_records", type=int, default=0, help="Budget: only the first so many records.")
-@click.option(
+@_study(
+    "--seeds",
+    "num_seeds",
+    type=Whole(),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Runs of each arm, for intervals.",
+)
+@_study("--seconds", type=Number(above=0), metavar="SECONDS", help="Budget: seeds, then records, are left out to fit.")
+@_study("--records", "num_records", type=Whole(), metavar="N", help="Budget: only the first so many records.")
+@_study(
     "--label-delay",
     "delays",
     default="0",
     show_default=True,
     metavar="D,D,…",
-    help="How late labels are, on data in time order.",
+    help="How late labels are, on data in the order of time.",
 )
-@click.option(
+@_study(
     "--retrain-every",
-    type=int,
-    default=0,
+    type=Whole(),
     metavar="RECORDS",
     help="For the arm that retrains.  [default: a tenth of the data]",
 )
-@click.option("--target-score", type=float, help="The accuracy (or MAE) whose time is taken.")
-@click.option("--ordered/--shuffled", default=None, help="Whether the order of the data is that of time.")
-@click.option("--processes", "num_processes", type=int, default=0, help="[default: one a core]")
-@click.option("--engine", default="auto", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--report", default="report.html", show_default=True, metavar="FILE", help="The page with the curves; '' for none."
+@_study("--target-score", type=Number(), metavar="SCORE", help="The accuracy (or MAE) whose time is taken.")
+@_study("--ordered/--shuffled", default=None, help="Whether the order of the data is that of time.")
+@_study(
+    "--processes", "num_processes", type=Whole(), metavar="N", help="How many arms run at once.  [default: one a core]"
+)
+@_output(
+    "--report", default="report.html", show_default=True, metavar="FILE", help="The page with curves; '' for none."
 )
 @_json
-def compare(**options: Any) -> None:
-    """Which strategy for my data? Batch against online; through time, also retrained and frozen."""
+@click.pass_context
+def compare(context: click.Context, /, **given: Any) -> None:
+    """Which strategy for my data? Batch against online.
+
+    On data in the order of time also: retrained now and then, and trained once.
+    """
     from millstream.cli import comparing
 
-    comparing.run(options)
+    comparing.run(given, _on_the_line(context))
 
 
-@cli.group()
+@cli.group(cls=Commands)
 def data() -> None:
-    """Public data sets by name: fetched once, checked, kept in the user's cache folder."""
+    """Public data sets by name.
+
+    They are fetched once, checked, and kept in the user's cache folder.
+    """
 
 
 @data.command("list")
@@ -306,7 +381,7 @@ def data_fetch(names: tuple[str, ...]) -> None:
     data_sets.fetch(names)
 
 
-def _given(context: click.Context) -> set[str]:
+def _on_the_line(context: click.Context) -> set[str]:
     """The options that stand on the command line."""
     source = click.core.ParameterSource
     return {name for name in context.params if context.get_parameter_source(name) not in (source.DEFAULT, None)}

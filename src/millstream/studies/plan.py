@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from millstream import sources
 from millstream.assembly import Data, Recipe, build
+from millstream.studies.arms import Arm
 
-if TYPE_CHECKING:
-    from millstream.studies.arms import Arm
-    from millstream.studies.compare import Settings
+__all__ = ["Plan", "Settings", "make_plan"]
 
-__all__ = ["Plan", "make_plan"]
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What a person may choose."""
+
+    models: tuple[str, ...] = ("mlp:256",)
+    batch_size: int = 64
+    epochs: int = 5  # of batch training; online passes once
+    learning_rate: float | None = None  # the given rate; 0.01 on a finite set, each arm's own best through time
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    num_seeds: int = 3
+    seconds: float | None = None  # a budget for all of it
+    num_records: int = 0  # 0 is all
+    delays: tuple[str, ...] = ("0",)
+    retrain_every: int = 0  # 0 is a tenth of the data
+    num_processes: int = 0  # 0 is one a core
+    target: float | None = None  # the score whose time is taken; by default what every arm reaches
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
