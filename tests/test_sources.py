@@ -296,8 +296,27 @@ def test_an_import_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLSTREAM_CACHE", str(tmp_path / "here"))
-    cached(as_source(Stream()))
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,x\n2,y\n")
+    cached(as_source(path))
     assert len(list((tmp_path / "here").glob("*.arrow"))) == 1
+
+
+def test_a_copy_that_nobody_could_find_again_leaves_nothing_behind(tmp_path: Path) -> None:
+    copy = cached(as_source(iter([{"a": 1}, {"a": 2}, {"a": 3}])), tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert copy.take(np.array([2, 0])).inputs.to_pydict() == {"a": [3, 1]}
+
+
+def test_a_cached_record_knows_where_it_came_from(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,x\nbad,x\n\n" + "".join(f"{number},y\n" for number in range(2, 70_000)))
+    source = FileSource(path, schema={"a": pa.int64()}, on_error="quarantine")
+    copy = cached(source, tmp_path / "cache")
+    chunk = copy.take(np.array([65_600, 0, 1]))
+    assert chunk.locate is not None
+    assert [chunk.locate(place) for place in range(3)] == [f"{path}:65604", f"{path}:2", f"{path}:5"]
+    assert copy.rejected[0].where == f"{path}:3"
 
 
 def test_a_cached_tensor_can_be_changed_in_place(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ A ``Recipe`` is JSON. It is saved with every checkpoint, so ``load`` can build t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import glob
@@ -201,6 +202,8 @@ def open_data(
     if isinstance(test, str):
         return dataclasses.replace(data, test=_test_file(test, schema, on_error))
     if test and data.test is None:
+        if name == "-":  # it is read once, in one part and in the other
+            data = dataclasses.replace(data, train=sources.cached(data.train))
         train, held_out = sources.hold_out(data.train, test, by="time" if data.ordered else "hash", seed=seed)
         return dataclasses.replace(data, train=train, test=held_out)
     return data
@@ -233,7 +236,8 @@ def _opened(
     source: Any
     if name == "-":
         source = sources.StdinSource(on_error=on_error, patience_seconds=_PATIENCE_SECONDS)
-        source.declare(_declared(source, columns))
+        types = _declared(source, columns)
+        source.declare(types)
         first = source.peek(SAMPLE_RECORDS)
     else:
         _check_name(name)
@@ -243,11 +247,31 @@ def _opened(
         first = next(source.read(size=SAMPLE_RECORDS), None)
     if first is None or not len(first):
         raise DataError(got=f"no records in {name}", wanted="at least one", do="check that this is the right file")
-    schema = features.infer(first.inputs, target=target, time=time, label_time=label_time)
-    misfits = {f.name: pa.float64() for f in schema.fields if f.kind == "number" and _is_csv_text(source, f.name)}
-    if misfits and name != "-":  # read anew as numbers, so that the few texts among them are told with their text
+    is_csv = source.fingerprint()["format"] == "csv"
+    sample = _texts_as_numbers(first.inputs, set(types)) if is_csv else first.inputs
+    schema = features.infer(sample, target=target, time=time, label_time=label_time)
+    kinds = {field.name: field.kind for field in (*schema.fields, schema.target) if field is not None}
+    misfits = {
+        field.name: pa.float64()
+        for field in source.schema
+        if is_csv
+        and pa.types.is_string(field.type)
+        and (kinds.get(field.name) == "number" or sample.schema.field(field.name).type != field.type)
+    }
+    if misfits and name != "-":  # read anew as numbers, so that the few texts among them are told with their place
         source = sources.FileSource(name, on_error=on_error, schema=types | misfits)
     return source, schema
+
+
+def _texts_as_numbers(batch: pa.RecordBatch, declared: set[str]) -> pa.RecordBatch:
+    """The first records of a CSV, whose numbers were taken for texts because a text comes later."""
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_string(field.type) and field.name not in declared:
+            with contextlib.suppress(pa.ArrowInvalid):
+                numbers = batch.column(place).cast(pa.float64())
+                if numbers.null_count < len(numbers):
+                    batch = batch.set_column(place, field.name, numbers)
+    return batch
 
 
 def _declared(source: Source, columns: Sequence[str]) -> dict[str, pa.DataType]:
@@ -266,11 +290,6 @@ def _declared(source: Source, columns: Sequence[str]) -> dict[str, pa.DataType]:
             if column in source.schema.names and kind.partition(":")[0] in _TYPES_OF_KINDS:
                 types[column] = _TYPES_OF_KINDS[kind.partition(":")[0]]
     return types
-
-
-def _is_csv_text(source: Source, column: str) -> bool:
-    assert source.schema is not None
-    return source.fingerprint()["format"] == "csv" and bool(pa.types.is_string(source.schema.field(column).type))
 
 
 def _check_name(name: str) -> None:

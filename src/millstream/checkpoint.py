@@ -32,6 +32,7 @@ from millstream.errors import CheckpointError, StorageError
 __all__ = ["exists", "newest", "read", "storage_errors", "write", "write_atomically"]
 
 FORMAT = 1
+_GO_ON = "free some space or allow writing, then go on with --resume: what was committed before is whole"
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "weights.safetensors"
 
 
@@ -111,8 +112,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's errors at ``path`` into ``StorageError``."""
+def storage_errors(path: Path, do: str = _GO_ON) -> Iterator[None]:
+    """Turns the operating system's errors at ``path`` into ``StorageError``, which says what to ``do``."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -122,7 +123,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             got=f"{reason!r} at {path}",
             wanted="to write there",
-            do="free some space or allow writing, then repeat with --resume; what was committed before is whole",
+            do=do,
         ) from error
 
 

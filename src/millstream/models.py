@@ -226,13 +226,13 @@ def _from_factory(name: str, shape: InputShape, num_outputs: int) -> nn.Module:
         return copy.deepcopy(factory)  # each trainer changes its own
     if not callable(factory):
         raise SettingError(
-            got=f"a {type(factory).__name__} at {name!r}",
+            got=f"{type(factory).__name__} at {name!r}",
             wanted="a function of (num_inputs, num_outputs), or of nothing",
             do="name the function that makes the model",
         )
     model = call_object(name, factory, shape.num_dense, num_outputs)
     if not isinstance(model, nn.Module):
         raise SettingError(
-            got=f"a {type(model).__name__} from {name!r}", wanted="a torch.nn.Module", do="return the model itself"
+            got=f"{type(model).__name__} from {name!r}", wanted="a torch.nn.Module", do="return the model itself"
         )
     return model

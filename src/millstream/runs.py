@@ -42,7 +42,7 @@ class Run:
                 wanted="the folder of a run to resume",
                 do="name it, or leave out --resume",
             )
-        with checkpoint.storage_errors(self.folder):
+        with checkpoint.storage_errors(self.folder, do="make room, allow writing, or name another folder with --run"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("a")
         self._take_lock()

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from millstream import __version__
-from millstream.cli.options import Choice, Command, Commands, Fraction, Number, Whole, in_one_line, options, section
+from millstream.cli.options import Commands, choice, fraction, in_one_line, number, options, section, whole
 from millstream.errors import MillstreamError
 
 __all__ = ["cli", "main"]
@@ -68,7 +68,7 @@ _about_data = options(
     _data("--label-time", metavar="COLUMN", help="When the label was known."),
     _data(
         "--test",
-        type=Fraction(or_file=True),
+        callback=fraction(or_file=True),
         metavar="FRACTION|FILE",
         help="Records to test on; 0 for none.  [default: those of the data set, else 0.1 for fit, 0.2 for compare]",
     ),
@@ -82,7 +82,7 @@ _loss = _model(
 )
 _optimizer = _model("--optimizer", default="sgd", show_default=True, metavar="NAME", help=f"{OPTIMIZERS}.")
 _engine = _model("--engine", default="auto", show_default=True, metavar="NAME", help="auto or reference.")
-_seed = _model("--seed", type=Whole(0), default=0, show_default=True, metavar="N", help="Of weights and orders.")
+_seed = _model("--seed", callback=whole(0), default=0, show_default=True, metavar="N", help="Of weights and orders.")
 _device = _model("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps …  [default: cpu]")
 _about_model = options(
     _model("--model", default="mlp:256", show_default=True, metavar="NAME", help=f"{MODELS}."),
@@ -91,23 +91,26 @@ _about_model = options(
     _model(
         "--learning-rate",
         "--lr",
-        type=Number(above=0),
+        callback=number(above=0),
         default=0.01,
         show_default=True,
         metavar="η",
         help="The step size.",
     ),
-    _model("--weight-decay", type=Number(least=0), default=0.0, metavar="λ", help="How fast weights shrink."),
-    _model("--clip-norm", type=Number(above=0), metavar="NORM", help="The gradient's largest norm."),
+    _model("--weight-decay", callback=number(least=0), default=0.0, metavar="λ", help="How fast weights shrink."),
+    _model("--clip-norm", callback=number(above=0), metavar="NORM", help="The gradient's largest norm."),
     _model(
-        "--clip-value", type=Number(above=0), metavar="SIZE", help="The largest size of one element of the gradient."
+        "--clip-value",
+        callback=number(above=0),
+        metavar="SIZE",
+        help="The largest size of one element of the gradient.",
     ),
     _model("--class-weights", metavar="W,W,…", help="One weight for each class."),
     _engine,
     _device,
     _model(
         "--threads",
-        type=Whole(),
+        callback=whole(),
         default=1,
         show_default=True,
         metavar="N",
@@ -123,29 +126,31 @@ _about_run = options(
     _run("--resume", is_flag=True, help="Go on where the run in --run (or the newest one) stood."),
     _run(
         "--commit-seconds",
-        type=Number(least=0),
-        default=30.0,
+        callback=number(least=0),
+        default=30,
         show_default=True,
         metavar="SECONDS",
         help="How often all state is committed.",
     ),
     _run(
         "--on-error",
-        type=Choice("stop", "quarantine"),
+        callback=choice("stop", "quarantine"),
+        metavar="stop|quarantine",
         default="stop",
         show_default=True,
         help="What a bad record does: stop the run, or go to the dead letters.",
     ),
     _run(
         "--nonfinite",
-        type=Choice("error", "skip", "impute"),
+        callback=choice("error", "skip", "impute"),
+        metavar="error|skip|impute",
         default="error",
         show_default=True,
         help="What NaN or infinity in features does: as --on-error says, leave the record out, or count as missing.",
     ),
     _run(
         "--max-skips",
-        type=Whole(),
+        callback=whole(),
         default=100,
         show_default=True,
         metavar="N",
@@ -153,7 +158,7 @@ _about_run = options(
     ),
     _run(
         "--window",
-        type=Whole(),
+        callback=whole(),
         default=1000,
         show_default=True,
         metavar="RECORDS",
@@ -170,15 +175,15 @@ _about_run = options(
 @_about_model
 @_training(
     "--batch-size",
-    type=Whole(),
+    callback=whole(),
     default=64,
     show_default=True,
     metavar="RECORDS",
     help="How many records one update averages.",
 )
-@_training("--epochs", type=Whole(), default=1, show_default=True, metavar="N", help="Passes over the data.")
+@_training("--epochs", callback=whole(), default=1, show_default=True, metavar="N", help="Passes over the data.")
 @_training(
-    "--validation", type=Fraction(), metavar="FRACTION", help="Records to hold out and evaluate after every epoch."
+    "--validation", callback=fraction(), metavar="FRACTION", help="Records to hold out and evaluate after every epoch."
 )
 @_training("--no-shuffle", is_flag=True, help="Keep the order of the data.")
 @_about_run
@@ -200,7 +205,7 @@ def fit(context: click.Context, /, **given: Any) -> None:
 @_about_model
 @_training(
     "--update-size",
-    type=Whole(),
+    callback=whole(),
     default=1,
     show_default=True,
     metavar="RECORDS",
@@ -224,7 +229,7 @@ def learn(context: click.Context, /, **given: Any) -> None:
     training.run("learn", given, _on_the_line(context))
 
 
-@cli.command(cls=Command)
+@cli.command()
 @click.argument("run")
 @click.argument("data")
 @_fetch
@@ -284,17 +289,17 @@ def export(run: str, file: str) -> None:
 @_model(
     "--learning-rate",
     "--lr",
-    type=Number(above=0),
+    callback=number(above=0),
     metavar="η",
     help="The given rate.  [default: 0.01; through time: each arm's own best]",
 )
 @_engine
 @_seed
 @_study("--rates", metavar="η,η,…", help="The grid of rates.  [default: 0.001,0.003,0.01,0.03,0.1,0.3,1]")
-@_study("--batch-size", type=Whole(), default=64, show_default=True, metavar="RECORDS", help="Of batch training.")
+@_study("--batch-size", callback=whole(), default=64, show_default=True, metavar="RECORDS", help="Of batch training.")
 @_study(
     "--epochs",
-    type=Whole(),
+    callback=whole(),
     default=5,
     show_default=True,
     metavar="N",
@@ -303,14 +308,16 @@ def export(run: str, file: str) -> None:
 @_study(
     "--seeds",
     "num_seeds",
-    type=Whole(),
+    callback=whole(),
     default=3,
     show_default=True,
     metavar="N",
     help="Runs of each arm, for intervals.",
 )
-@_study("--seconds", type=Number(above=0), metavar="SECONDS", help="Budget: seeds, then records, are left out to fit.")
-@_study("--records", "num_records", type=Whole(), metavar="N", help="Budget: only the first so many records.")
+@_study(
+    "--seconds", callback=number(above=0), metavar="SECONDS", help="Budget: seeds, then records, are left out to fit."
+)
+@_study("--records", "num_records", callback=whole(), metavar="N", help="Budget: only the first so many records.")
 @_study(
     "--label-delay",
     "delays",
@@ -321,14 +328,18 @@ def export(run: str, file: str) -> None:
 )
 @_study(
     "--retrain-every",
-    type=Whole(),
+    callback=whole(),
     metavar="RECORDS",
     help="For the arm that retrains.  [default: a tenth of the data]",
 )
-@_study("--target-score", type=Number(), metavar="SCORE", help="The accuracy (or MAE) whose time is taken.")
+@_study("--target-score", callback=number(), metavar="SCORE", help="The accuracy (or MAE) whose time is taken.")
 @_study("--ordered/--shuffled", default=None, help="Whether the order of the data is that of time.")
 @_study(
-    "--processes", "num_processes", type=Whole(), metavar="N", help="How many arms run at once.  [default: one a core]"
+    "--processes",
+    "num_processes",
+    callback=whole(),
+    metavar="N",
+    help="How many arms run at once.  [default: one a core]",
 )
 @_output(
     "--report", default="report.html", show_default=True, metavar="FILE", help="The page with curves; '' for none."

@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import textwrap
+from typing import Any
 
 from millstream import datasets, features
-from millstream.cli.progress import err, table
+from millstream.cli.output import print_json, print_table
+from millstream.cli.progress import err
 
 __all__ = ["fetch", "show", "show_all"]
+
+_WIDTH = 96
 
 
 def show_all(as_json: bool) -> None:
     """Prints all data sets and generators."""
     found = [datasets.describe(name) for name in datasets.names()]
     if as_json:
-        print(json.dumps([_facts(item) for item in found]))
+        print_json({"data_sets": [_facts(item) for item in found]})
         return
-    rows: list[tuple[str, ...]] = [
+    rows = [
         (
-            f"{d.name}  {d.title}",
-            d.task,
-            f"{d.rows:,}",
-            f"{d.test_rows:,}" if d.test_rows else "",
-            "yes" if d.cached else "",
+            item.name,
+            item.title if len(item.title) <= 52 else item.title[:51] + "…",
+            item.task,
+            "endless" if item.rows is None else f"{item.rows:,}",
+            f"{item.test_rows:,}" if item.test_rows else "",
+            "generated" if item.origin == "generated" else "yes" if item.cached else "no",
         )
-        for d in found
+        for item in found
     ]
-    table(rows, ("data set", "task", "records", "test", "here"))
+    print_table(rows, ("name", "what", "task", "records", "test", "here"), left=3)
 
 
 def show(name: str, as_json: bool) -> None:
     """Prints one data set: origin, licence, size and columns."""
     item = datasets.describe(name)
     if as_json:
-        print(json.dumps(_facts(item)))
+        print_json(_facts(item))
         return
     for key, value in _facts(item).items():
         if key != "schema" and value not in (None, ""):
-            print(f"{key.replace('_', ' '):12} {value}")
+            label = f"{key.replace('_', ' '):14}"
+            print(textwrap.fill(_text(value), _WIDTH, initial_indent=label, subsequent_indent=" " * len(label)))
+    print()
     print(features.describe(item.schema))
 
 
@@ -50,7 +57,13 @@ def fetch(names: tuple[str, ...]) -> None:
         print(f"{name}: {found.train.num_records:,} records in the cache")
 
 
-def _facts(item: datasets.Description) -> dict[str, object]:
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _facts(item: datasets.Description) -> dict[str, Any]:
     facts = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
     facts["schema"] = item.schema.to_json()
     return facts

@@ -11,92 +11,80 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import click
 
 from millstream.errors import MillstreamError, SettingError
 
-__all__ = ["Choice", "Command", "Commands", "Fraction", "Number", "Whole", "in_one_line", "options", "section"]
+__all__ = ["Command", "Commands", "choice", "fraction", "in_one_line", "number", "options", "section", "whole"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+Callback: TypeAlias = Callable[[click.Context, click.Parameter, Any], Any]
+"""What click asks about the value of an option: it gives the value to be used, or refuses it."""
+
+_OTHERS = "Other options"
 _PYTHON_NAMES = ("on_error", "nonfinite", "max_skips", "clip_norm", "clip_value")  # of settings that are options here
 
 
-class Whole(click.ParamType):
+def whole(least: int = 1) -> Callback:
     """A whole number, ``least`` or more."""
 
-    name = "number"
-
-    def __init__(self, least: int = 1) -> None:
-        self._least = least
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def check(_: click.Context, param: click.Parameter, value: Any) -> int | None:
+        if value is None:
+            return None
         try:
             number = int(value)
         except ValueError:
-            number = self._least - 1
-        if not self._least <= number < 1 << 63:
-            raise _refused(param, value, f"a whole number, {self._least} or more")
+            number = least - 1
+        if not least <= number < 1 << 63:
+            raise _refused(param, value, f"a whole number, {least} or more")
         return number
 
+    return check
 
-class Number(click.ParamType):
+
+def number(*, above: float = -math.inf, least: float = -math.inf) -> Callback:
     """A finite number: above ``above``, or ``least`` or more."""
 
-    name = "number"
-
-    def __init__(self, *, above: float = -math.inf, least: float = -math.inf) -> None:
-        self._above, self._least = above, least
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not (math.isfinite(number) and number > self._above and number >= self._least):
-            bound = f" above {self._above:g}" if self._above > -math.inf else ""
-            bound = f", {self._least:g} or more" if self._least > -math.inf else bound
+    def check(_: click.Context, param: click.Parameter, value: Any) -> float | None:
+        if value is None:
+            return None
+        found = _float(value)
+        if not (math.isfinite(found) and found > above and found >= least):
+            bound = f" above {above:g}" if above > -math.inf else f", {least:g} or more" if least > -math.inf else ""
             raise _refused(param, value, f"a number{bound}")
-        return number
+        return found
+
+    return check
 
 
-class Fraction(click.ParamType):
+def fraction(*, or_file: bool = False) -> Callback:
     """A share of the records between 0 and 1; with ``or_file`` also a file, and 0 for none."""
 
-    name = "fraction"
+    def check(_: click.Context, param: click.Parameter, value: Any) -> float | str | None:
+        if value is None:
+            return None
+        found = _float(value)
+        if or_file and value and math.isnan(found) and value.lower() != "nan":
+            return str(value)
+        if not (0 < found < 1 or (or_file and found == 0)):
+            raise _refused(param, value, "a share between 0 and 1" + (", 0 for none, or a file" if or_file else ""))
+        return found
 
-    def __init__(self, *, or_file: bool = False) -> None:
-        self._or_file = or_file
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        try:
-            number = float(value)
-        except ValueError:
-            if self._or_file and value:
-                return str(value)
-            number = math.nan
-        if not (0 < number < 1 or (self._or_file and number == 0)):
-            raise _refused(param, value, "a number between 0 and 1" + (", 0, or a file" if self._or_file else ""))
-        return number
+    return check
 
 
-class Choice(click.ParamType):
+def choice(*words: str) -> Callback:
     """One of a few words."""
 
-    name = "word"
-
-    def __init__(self, *words: str) -> None:
-        self._words = words
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value not in self._words:
-            near = difflib.get_close_matches(str(value), self._words, 1)
-            raise _refused(param, value, " or ".join(self._words), f"try {near[0]}" if near else "use one of these")
+    def check(_: click.Context, param: click.Parameter, value: Any) -> str:
+        if value not in words:
+            near = difflib.get_close_matches(str(value), words, 1)
+            raise _refused(param, value, f"one of {', '.join(words)}", f"try {near[0]}" if near else "use one of these")
         return str(value)
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return "|".join(self._words)
+    return check
 
 
 class Option(click.Option):
@@ -114,8 +102,9 @@ class Command(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(getattr(parameter, "section", "Other options"), []).append(record)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "section", _OTHERS), []).append(record)
+        sections[_OTHERS] = sections.pop(_OTHERS)  # --help comes last
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records, col_max=30)
@@ -154,6 +143,8 @@ def section(title: str) -> Callable[..., Callable[[_Function], _Function]]:
     """``click.option``, for a section of the help."""
 
     def option(*names: str, **settings: Any) -> Callable[[_Function], _Function]:
+        if "callback" in settings:
+            settings["type"] = str  # click would guess another one from the default, and answer in its own words
         return click.option(*names, cls=Option, section=title, **settings)
 
     return option
@@ -174,8 +165,8 @@ def in_one_line(error: MillstreamError | click.ClickException) -> str:
     elif isinstance(error, click.MissingParameter) and error.param is not None:
         got = f"no {error.param.make_metavar(error.ctx) if error.ctx else error.param.name}"
     else:
-        got = got[:1].lower() + got[1:].replace("Got unexpected", "unexpected")
-        got = got.removeprefix("got ")
+        got = re.sub(r"^(Option '\S+') ", r"\1, which ", got).removeprefix("Got ")
+        got = got[:1].lower() + got[1:]
     return f"millstream: got {got}; wanted a command line like `{_pattern(error)}`; {do}"
 
 
@@ -189,13 +180,21 @@ def _pieces(context: click.Context) -> list[str]:
 
 
 def _try(name: str, known: Sequence[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(name, known, 1, 0.6)
+    near = difflib.get_close_matches(name, known, 1, 0.7)
     return f"try {near[0]}" if near else otherwise
 
 
-def _refused(param: click.Parameter | None, value: Any, wanted: str, do: str = "") -> SettingError:
-    name = max(param.opts, key=len) if param is not None else "a value"
-    return SettingError(got=f"{name} {value}".rstrip(), wanted=wanted, do=do or "leave it out for the default")
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
+
+
+def _refused(param: click.Parameter, value: Any, wanted: str, do: str = "") -> SettingError:
+    return SettingError(
+        got=f"{max(param.opts, key=len)} {value}".rstrip(), wanted=wanted, do=do or "leave it out for the default"
+    )
 
 
 def _with_options(text: str) -> str:

@@ -4,75 +4,95 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import re
+import shlex
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import click
 import torch
 
 from millstream import assembly, features, models, sources
 from millstream.assembly import Data, Recipe
-from millstream.cli.progress import StepProgress, err, table
-from millstream.errors import SettingError
+from millstream.cli.output import duration, print_json, print_table
+from millstream.cli.progress import StepProgress, err
+from millstream.delay import parse_delay
+from millstream.errors import CheckpointError, SettingError
 from millstream.phase import Summary
 from millstream.schema import Schema
 from millstream.trainer import Trainer
 
-__all__ = ["run", "test_of"]
+__all__ = ["numbers", "run"]
 
-_RECIPE = ("model", "loss", "optimizer", "learning_rate", "weight_decay", "clip_norm", "clip_value", "engine", "device")
-_RUN = ("seed", "window", "max_skips", "on_error", "nonfinite")
+_OF_A_RECIPE = (
+    *("model", "loss", "optimizer", "learning_rate", "weight_decay", "clip_norm", "clip_value", "class_weights"),
+    *("engine", "device", "seed", "window", "max_skips", "on_error", "nonfinite"),
+)
+_OF_THE_COLUMNS = ("target", "columns", "time", "label_time")
+_MOST_COLUMNS, _MOST_WIDTH = 20, 110  # of the table of columns
 
 
 def run(kind: str, options: dict[str, Any], given: set[str]) -> None:
-    """Runs ``fit`` or ``learn`` as the options say."""
-    torch.set_num_threads(max(1, options["threads"]))
-    folder = _folder(kind, options)
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", options["data"]) and not Path(options["data"]).exists():
-        trainer, data = _from_object(options)
-        if options["run"] or options["resume"] or trainer.run is None:
-            for warning in trainer.open(folder, resume=options["resume"]):
-                err.print(f"millstream: {warning}")
-        elif trainer.run is not None:
-            folder = trainer.run.folder
-    else:
-        data = _opened(kind, options)
-        trainer = _trainer(data, folder, options, given)
+    """Runs ``fit`` or ``learn`` as the options say; ``given`` are those that stand on the command line."""
+    torch.set_num_threads(options["threads"])
+    if options.get("label_delay") is not None:
+        parse_delay(options["label_delay"])
+    options = {**options, "class_weights": numbers("--class-weights", options["class_weights"])}
+    trainer, data, folder = _prepared(kind, options, given)
     if not options["as_json"]:
-        err.print(_welcome(kind, data, trainer, folder))
-    steps = _steps(kind, trainer, data, options)
-    test = None
-    total = data.train.num_records
-    with (
-        StepProgress(trainer, total and total * options.get("epochs", 1), quiet=options["as_json"]) as shown,
-        _signals(trainer),
-    ):
-        for step in steps:
-            shown.show(step)
-            test = step.validation or test
-    summary = trainer.summary(test)
-    if data.test is not None and summary.finished:
-        summary = dataclasses.replace(summary, test=trainer.evaluate(data.test))
-    _tell(summary, options["as_json"])
+        for line in _welcome(kind, data, trainer, folder):
+            err.print(line)
+    summary = _run(kind, trainer, data, options)
+    try:
+        if data.test is not None and summary.finished:
+            summary = dataclasses.replace(summary, test=trainer.evaluate(data.test))
+    finally:  # records to test on may be bad; what was learned is told nevertheless
+        _tell(summary, options["as_json"])
     if not summary.finished:
-        err.print(f"millstream: stopped and committed; go on with the same command and: --resume --run {folder}")
-        sys.exit(130)
+        place = shlex.quote(str(folder))
+        err.print(f"millstream: stopped and committed; go on with the same command and --resume --run {place}")
+        raise click.exceptions.Exit(130)
 
 
-def test_of(value: str | None) -> float | str | None:
-    """``--test`` is a fraction or a file."""
-    if value is None:
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of an option, with commas between."""
+    if text is None:
         return None
     try:
-        return float(value)
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
-        return value
+        raise SettingError(
+            got=f"{option} {text}", wanted="numbers with commas between", do="write e.g. 1,2.5"
+        ) from None
+
+
+def _prepared(kind: str, options: dict[str, Any], given: set[str]) -> tuple[Trainer, Data, Path]:
+    name = options["data"]
+    folder = _folder(kind, options)
+    is_object = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None and not assembly.is_known(name)
+    if not is_object or Path(name).exists():
+        data = _opened(kind, options)
+        return _trainer(data, folder, options, given), data, folder
+    trainer, data = _from_object(options, given)
+    if trainer.run is not None and not options["run"] and not options["resume"]:
+        return trainer, data, trainer.run.folder
+    for warning in trainer.open(folder, resume=options["resume"]):
+        err.print(f"millstream: {warning}")
+    return trainer, data, folder
+
+
+def _run(kind: str, trainer: Trainer, data: Data, options: dict[str, Any]) -> Summary:
+    test = None
+    progress = StepProgress(trainer, kind, data.train.num_records, options.get("epochs", 1), quiet=options["as_json"])
+    with progress, _signals(trainer, data):
+        for step in _steps(kind, trainer, data, options):
+            progress.show(step)
+            test = step.validation or test
+    return trainer.summary(test)
 
 
 def _steps(kind: str, trainer: Trainer, data: Data, options: dict[str, Any]) -> Iterator[Any]:
@@ -96,10 +116,18 @@ def _opened(kind: str, options: dict[str, Any]) -> Data:
         raise SettingError(
             got=f"{options['source']!r} beside {options['data']!r}",
             wanted="one name of data",
-            do="join files by a glob",
+            do="join files by a glob in quotes",
         )
-    # A fit is judged by records that it has not seen; learning online is judged by what it predicts before it learns.
-    test = test_of(options["test"]) if options["test"] is not None or kind == "learn" else 0.1
+    test = options["test"]
+    if options["data"] == "-" and kind == "learn" and isinstance(test, float) and test > 0:
+        raise SettingError(
+            got=f"--test {test:g} of a pipe that is learned as it comes",
+            wanted="records of their own",
+            do="name a file",
+        )
+    if test is None and kind == "fit":
+        # A fit is judged by records that it has not seen; learning online by what it predicts before it learns.
+        test = 0.1
     return assembly.open_data(
         options["data"],
         target=options["target"],
@@ -114,50 +142,70 @@ def _opened(kind: str, options: dict[str, Any]) -> Data:
 
 
 def _trainer(data: Data, folder: Path, options: dict[str, Any], given: set[str]) -> Trainer:
-    if options["resume"]:
-        trainer = assembly.load(folder)
-        spec = trainer.spec or {}
-        for name in (*_RECIPE, "seed"):
-            if name in given and name in spec and options[name] != spec[name]:
-                raise SettingError(
-                    got=f"{name.replace('_', ' ')} {options[name]} for a run that began with {spec[name]}",
-                    wanted="the settings that it began with",
-                    do="leave the option out, or begin a new run",
-                )
-        return trainer
-    weights = options["class_weights"]
-    recipe = Recipe(
-        data.schema,
-        **{name: options[name] for name in (*_RECIPE, *_RUN)},
-        class_weights=None if weights is None else _numbers("--class-weights", weights),
-    )
-    return assembly.build(recipe, run=folder, commit_seconds=options["commit_seconds"])
+    chosen = {name: options[name] for name in _OF_A_RECIPE} | {"device": options["device"] or "cpu"}
+    if not options["resume"]:
+        return assembly.build(Recipe(data.schema, **chosen), run=folder, commit_seconds=options["commit_seconds"])
+    trainer = assembly.load(folder, commit_seconds=options["commit_seconds"])
+    assert trainer.spec is not None and trainer.learner.features is not None
+    began = Recipe.from_json(trainer.spec)
+    for name in _OF_A_RECIPE:
+        if name in given and chosen[name] != getattr(began, name):
+            raise SettingError(
+                got=f"--{name.replace('_', '-')} {chosen[name]} for a run that began with {getattr(began, name)}",
+                wanted="the settings that it began with",
+                do="leave the option out, or begin a new run",
+            )
+    if isinstance(data.train, sources.StdinSource):  # what came before is learned; this is what comes after it
+        data.train.stands_at = trainer.state_dict()["phase"]["position"] or 0
+    elif data.schema != trainer.learner.features.schema:
+        raise SettingError(
+            got="columns that are not read as they were when the run began",
+            wanted="the same data, and the same --target, --column, --time and --label-time",
+            do="repeat the first command with --resume",
+        )
+    return trainer
 
 
-def _from_object(options: dict[str, Any]) -> tuple[Trainer, Data]:
+def _from_object(options: dict[str, Any], given: set[str]) -> tuple[Trainer, Data]:
     """A person's own trainer (or a function that makes one), with its data."""
-    sys.path.insert(0, str(Path.cwd()))
-    found = models.load_object(options["data"])
-    trainer = found() if callable(found) and not isinstance(found, Trainer) else found
+    name = options["data"]
+    idle = sorted(given & {*_OF_A_RECIPE, *_OF_THE_COLUMNS, "commit_seconds"} - {"seed", "on_error"})
+    if idle:
+        raise SettingError(
+            got=f"--{idle[0].replace('_', '-').removesuffix('s')} beside the Python object {name}",
+            wanted="settings of the trainer where it is made",
+            do=f"set it in {name.partition(':')[0]}.py",
+        )
+    found = models.load_object(name)
+    trainer = models.call_object(name, found) if callable(found) and not isinstance(found, Trainer) else found
     if not isinstance(trainer, Trainer):
         raise SettingError(
-            got=f"a {type(trainer).__name__} at {options['data']}",
-            wanted="a millstream.Trainer",
+            got=f"{type(trainer).__name__} at {name}",
+            wanted="a millstream.Trainer, or a function that makes one",
             do="name the trainer itself",
         )
-    module = importlib.import_module(options["data"].partition(":")[0])
+    module = importlib.import_module(name.partition(":")[0])
     source = options["source"] if options["source"] else getattr(module, "source", None)
     if source is None:
         raise SettingError(
-            got=f"{options['data']} without data",
+            got=f"{name} without data",
             wanted="a source",
             do=f"define `source` in {module.__name__}.py, or name data after it",
         )
+    parts = trainer.learner.features
+    schema = Schema(()) if parts is None else parts.schema
     if isinstance(source, str):
-        data = assembly.open_data(source, test=test_of(options["test"]), fetch=options["fetch"], seed=options["seed"])
+        data = assembly.open_data(
+            source,
+            target=None if schema.target is None else schema.target.name,
+            test=options["test"],
+            fetch=options["fetch"],
+            on_error=options["on_error"],
+            seed=options["seed"],
+        )
+        data = dataclasses.replace(data, schema=schema)
     else:
-        schema = trainer.learner.features.schema if trainer.learner.features is not None else Schema(())
-        data = Data(options["data"], sources.as_source(source), None, schema, ordered=False)
+        data = Data(name, sources.as_source(source), None, schema, ordered=False)
     test = getattr(module, "test", None)
     return trainer, data if test is None else dataclasses.replace(data, test=sources.as_source(test))
 
@@ -172,19 +220,25 @@ def _folder(kind: str, options: dict[str, Any]) -> Path:
         for path in Path("runs").glob(f"{stem}-{kind}-*")
         if path.name.rpartition("-")[2].isdigit()
     ]
+    if options["resume"] and not taken:
+        raise CheckpointError(
+            got=f"no run runs/{stem}-{kind}-N to resume", wanted="one", do="name its folder with --run"
+        )
     last = max(taken, default=0)
     return Path("runs") / f"{stem}-{kind}-{last if options['resume'] else last + 1}"
 
 
 @contextmanager
-def _signals(trainer: Trainer) -> Iterator[None]:
+def _signals(trainer: Trainer, data: Data) -> Iterator[None]:
     """The first Ctrl-C asks the trainer to stop between two chunks; the second one ends the process at once."""
 
-    def ask(number: int, _: FrameType | None) -> None:
+    def ask(_: int, __: FrameType | None) -> None:
         trainer.stop()
+        if isinstance(data.train, sources.StdinSource):
+            data.train.stop()  # or it would wait for records that may never come
         for each in kinds:
             signal.signal(each, signal.SIG_DFL)
-        err.print("\nmillstream: stopping after this chunk; once more ends at once")
+        err.print("millstream: stopping after this chunk; once more ends at once")
 
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(each, ask) for each in kinds]
@@ -195,49 +249,39 @@ def _signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _welcome(kind: str, data: Data, trainer: Trainer, folder: Path) -> str:
+def _welcome(kind: str, data: Data, trainer: Trainer, folder: Path) -> list[str]:
+    """What the columns are taken for, and what is about to happen."""
+    lines = features.describe(data.schema).splitlines() if data.schema.fields else []
+    num_fields = len(data.schema.fields)
+    if num_fields > _MOST_COLUMNS:
+        head = _MOST_COLUMNS // 2
+        lines[1 + head : 1 + num_fields] = [f"… and {num_fields - head} more columns"]
     num = data.train.num_records
-    engine = trainer.learner.engine.name
-    size = sum(p.numel() for p in trainer.learner.rule.model.parameters())
-    lines = [features.describe(data.schema)] if data.schema.fields else []
-    many = "a stream of" if num is None else f"{num:,}"
-    lines.append(f"{kind} on {many} records of {data.name}: {size:,} parameters, engine {engine}, run in {folder}")
-    return "\n".join(lines)
+    facts = [] if num is None else [f"{num:,} records"]
+    facts.append(f"{sum(p.numel() for p in trainer.learner.rule.model.parameters()):,} parameters")
+    facts.append(f"engine {trainer.learner.engine.name}")
+    lines.append(f"{kind} {data.name}: {', '.join(facts)}; run in {folder}")
+    return [line if len(line) <= _MOST_WIDTH else line[: _MOST_WIDTH - 1] + "…" for line in lines[:-1]] + lines[-1:]
 
 
 def _tell(summary: Summary, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(summary.to_json()))
+        print_json(summary.to_json())
         return
+    counts = [(summary.skipped, "skipped"), (summary.rejected, "refused")]
     print(
-        f"{summary.records:,} records, {summary.updates:,} updates in {summary.seconds:.1f} s "
-        f"({summary.records_per_second:,.0f} records/s)"
-        + (f", {summary.skipped:,} skipped" if summary.skipped else "")
-        + (f", {summary.rejected:,} refused" if summary.rejected else "")
+        f"{summary.records:,} records, {summary.updates:,} updates in {duration(summary.seconds)} "
+        f"({summary.records_per_second:,.0f} records/s)" + "".join(f", {num:,} {what}" for num, what in counts if num)
     )
     hidden = {"count", "num_nonfinite"}
     names = [n for n in summary.metrics if not n.startswith("window_") and n not in hidden]
-    header: tuple[str, ...] = ("", "before each update", "last window") + (("test",) if summary.test else ())
-    rows: list[tuple[str, ...]] = []
+    header = ["", "before each update", "last window", *(["test"] if summary.test else [])]
+    rows = []
     for name in names:
-        row = (name.replace("_", " "), _text(summary.metrics[name]), _text(summary.metrics.get(f"window_{name}")))
-        rows.append((*row, _text(summary.test.get(name))) if summary.test else row)
+        values = [summary.metrics[name], summary.metrics.get(f"window_{name}")]
+        values += [summary.test.get(name)] if summary.test else []
+        rows.append([name.replace("_", " "), *("" if value is None else f"{value:.4f}" for value in values)])
     if rows:
-        table(rows, header)
+        print_table(rows, header)
     if summary.checkpoint:
         print(f"checkpoint: {summary.checkpoint}")
-
-
-def _text(value: float | None) -> str:
-    return (
-        "" if value is None else (f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}")
-    )
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise SettingError(
-            got=f"{option} {text}", wanted="numbers with commas between", do="write e.g. 1,2.5"
-        ) from None

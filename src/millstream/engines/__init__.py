@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from millstream.contracts import Engine
+from millstream.engines.fused import FusedEngine
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
 from millstream.errors import SettingError
 
-__all__ = ["NAMES", "ReferenceEngine", "UpdateRule", "choose"]
+__all__ = ["NAMES", "FusedEngine", "ReferenceEngine", "UpdateRule", "choose"]
 
-_FASTEST_FIRST: dict[str, Callable[[UpdateRule], Engine]] = {"reference": ReferenceEngine}
+_log = logging.getLogger("millstream")
+_FASTEST_FIRST: dict[str, tuple[Callable[[UpdateRule], Engine], Callable[[UpdateRule], str]]] = {
+    "fused": (FusedEngine, FusedEngine.declines),
+    "reference": (ReferenceEngine, lambda _: ""),
+}
 NAMES = ("auto", *_FASTEST_FIRST)
 
 
 def choose(name: str, rule: UpdateRule) -> Engine:
-    """The engine of this name for this rule; ``auto`` is the fastest one that takes it."""
+    """The engine of this name for this rule; ``auto`` is the fastest that takes it; the log says why others do not."""
     if name not in NAMES:
         raise SettingError(got=f"engine {name!r}", wanted=f"one of {', '.join(NAMES)}", do="leave it at 'auto'")
-    return _FASTEST_FIRST[next(iter(_FASTEST_FIRST)) if name == "auto" else name](rule)
+    if name != "auto":
+        return _FASTEST_FIRST[name][0](rule)
+    for candidate, (make, declines) in _FASTEST_FIRST.items():
+        reason = declines(rule)
+        if not reason:
+            return make(rule)
+        _log.info("engine %s declines: %s", candidate, reason)
+    raise AssertionError("the reference engine takes every rule")

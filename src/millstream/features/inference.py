@@ -27,6 +27,7 @@ _MOST_VALUES = 32  # distinct values of a category that become a vocabulary
 _MOST_INTEGER_CLASSES = 100
 _WORDS_OF_A_TEXT = 3.0  # on average, at least
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+_MOST_DISTINCT = 0.8  # of the labels: with more, hardly any class would be seen twice
 _MOST_MISFITS = 0.05  # of a column of numbers: a few texts among them are mistakes, to be reported with their place
 
 
@@ -189,7 +190,7 @@ def _target(name: str, column: pa.Array, exhaustive: bool) -> Target:
         return Target(name, "number")
     codes, texts = distinct(there, name)
     values = texts.to_pylist()
-    too_many = len(values) > max(_MOST_INTEGER_CLASSES, len(there) / 2)
+    too_many = len(values) > max(_MOST_INTEGER_CLASSES, _MOST_DISTINCT * len(there))
     if too_many and is_text(kind) and _has_few_misfits(plain_text(there)):
         return Target(name, "number")
     if too_many:

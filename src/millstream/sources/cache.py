@@ -149,7 +149,11 @@ def cached(
             wanted="a folder that can be written to, with room",
             do="free some space, or choose another folder (MILLSTREAM_CACHE)",
         ) from error
-    return CachedSource(path, source, facts)
+    copy = CachedSource(path, source, facts)
+    if not source.can_seek:  # nobody could find it again: it stays as long as it is mapped
+        path.unlink()
+        _notes(path).unlink()
+    return copy
 
 
 def cache_folder() -> Path:

@@ -9,6 +9,7 @@ import os
 import select
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
@@ -27,6 +28,7 @@ from millstream.sources.textfiles import begin, infer_schema
 __all__ = ["StdinSource"]
 
 _READ_BYTES = 1 << 20
+_STOP_SECONDS = 0.1  # between two looks whether to stop
 
 
 class StdinSource:
@@ -67,12 +69,12 @@ class StdinSource:
         self.num_records: int | None = None
         self.can_seek = False
         self.can_jump = False
-        stream = sys.stdin.buffer if stream is None else stream
-        self._arrive = _reader(stream)
+        self._pipe = _Pipe(sys.stdin.buffer if stream is None else stream)
         self._text = b""
         self._ended = False
         self._line = 1
         self.stands_at = 0
+        self.modified = [uuid.uuid4().hex]  # the same columns do not mean the same records
         self._held: Chunk | None = None
         self._place = 0
         self._error: MillstreamError | None = None
@@ -83,7 +85,7 @@ class StdinSource:
         self._format, header = begin(self._text, found, name, delimiter=delimiter, names=names, missing=missing)
         while not self._ended and not self._format.last_end(self._text[header.num_bytes :]):
             self._pull()
-        self._await_more(stream, patience_seconds)
+        self._await_more(patience_seconds)
         self._text, self._line = self._text[header.num_bytes :], header.num_lines + 1
         types = infer_schema(self._format, self._text, self._ended, schema, name)
         self.schema: pa.Schema | None = settled_schema(types, schema, columns, name)
@@ -98,6 +100,10 @@ class StdinSource:
                 do="resume without a position, or read a file instead",
             )
         return self._chunks(size)
+
+    def stop(self) -> None:
+        """Ends the reading after what has arrived; for signal handlers and other threads."""
+        self._pipe.is_stopped = True
 
     def declare(self, types: Declared) -> None:
         """Reads columns as these types from now on; to be called before anything is read."""
@@ -160,17 +166,16 @@ class StdinSource:
         while not self._ended and self._text.lstrip().count(b"\n") < num_lines:
             self._pull()
 
-    def _await_more(self, stream: BinaryIO | int, seconds: float) -> None:
+    def _await_more(self, seconds: float) -> None:
         """Takes in what comes soon: types are inferred better from many records than from one."""
-        number = stream if isinstance(stream, int) else _file_number(stream)
         ends = time.monotonic() + seconds
-        while seconds and number is not None and not self._ended and len(self._text) < _READ_BYTES:
-            if not select.select([number], [], [], max(0.0, ends - time.monotonic()))[0]:
+        while seconds and not self._ended and len(self._text) < _READ_BYTES:
+            if not self._pipe.comes_within(ends - time.monotonic()):
                 return
             self._pull()
 
     def _pull(self) -> None:
-        data = self._arrive()
+        data = self._pipe.read()
         self._ended = not data
         self._text += data
         if len(self._text) > MAX_RECORD_BYTES:
@@ -181,28 +186,37 @@ class StdinSource:
             )
 
 
-def _reader(stream: BinaryIO | int) -> Callable[[], bytes]:
-    """A function that waits for bytes and gives those that have arrived; none at the end."""
-    number = stream if isinstance(stream, int) else _file_number(stream)
-    if number is None and not isinstance(stream, int):
-        some = getattr(stream, "read1", stream.read)
-        return lambda: bytes(some(_READ_BYTES))
-    if number is None:
-        raise SettingError(got="no stream", wanted="a pipe or a binary stream", do="pass one")
+class _Pipe:
+    """Waits for bytes and gives those that have arrived; none at the end, or once it was stopped."""
 
-    def arrived() -> bytes:
+    def __init__(self, stream: BinaryIO | int) -> None:
+        self.is_stopped = False
+        self._number = stream if isinstance(stream, int) else _file_number(stream)
+        self._some: Callable[[int], bytes] = getattr(stream, "read1", getattr(stream, "read", _nothing))
+
+    def read(self) -> bytes:
+        if self._number is None:
+            return bytes(self._some(_READ_BYTES))
         try:
-            parts = [os.read(number, _READ_BYTES)]
+            while not self.comes_within(_STOP_SECONDS):
+                if self.is_stopped:
+                    return b""
+            parts = [os.read(self._number, _READ_BYTES)]
             # A pipe gives 64 KiB at a time; more that is there already makes larger, cheaper chunks.
-            while parts[-1] and sum(map(len, parts)) < _READ_BYTES and select.select([number], [], [], 0)[0]:
-                parts.append(os.read(number, _READ_BYTES))
-        except OSError as error:
-            raise StorageError(
-                got=f"standard input ({error.strerror})", wanted="a pipe", do="pipe records in"
-            ) from error
+            while parts[-1] and sum(map(len, parts)) < _READ_BYTES and self.comes_within(0):
+                parts.append(os.read(self._number, _READ_BYTES))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise StorageError(got=f"standard input ({reason})", wanted="a pipe", do="pipe records in") from error
         return b"".join(parts)
 
-    return arrived
+    def comes_within(self, seconds: float) -> bool:
+        """Whether bytes, or the end, are there or come so soon."""
+        return self._number is None or bool(select.select([self._number], [], [], max(0.0, seconds))[0])
+
+
+def _nothing(_: int) -> bytes:
+    raise SettingError(got="no stream", wanted="a pipe or a binary stream", do="pass one")
 
 
 def _file_number(stream: BinaryIO) -> int | None:

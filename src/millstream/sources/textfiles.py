@@ -132,6 +132,7 @@ class TextFiles:
         for index in range(file, len(self._files)):
             path = self._files[index]
             header = self._header if index == 0 else self._other_header(path)
+            parser = self._parser_of(header)
             if byte == 0:
                 byte, line = header.num_bytes, header.num_lines + 1
             is_start = byte == header.num_bytes
@@ -139,9 +140,9 @@ class TextFiles:
             with open_text(path) as stream:
                 stream.seek(byte)
                 for block in blocks(
-                    stream.read, self._format, str(path), byte=byte, line=line, block_bytes=self._block_bytes
+                    stream.read, parser.format, str(path), byte=byte, line=line, block_bytes=self._block_bytes
                 ):
-                    piece, error = self._piece(index, block, str(path))
+                    piece, error = self._piece(index, parser, block, str(path))
                     num_places += piece.chunk.span
                     if piece.chunk.span:
                         yield piece
@@ -151,8 +152,15 @@ class TextFiles:
                 raise _no_records(str(path))
             byte = line = 0
 
-    def _piece(self, file: int, block: Block, name: str) -> tuple[Piece, MillstreamError | None]:
-        chunk, error = self._parser.parse(block, name)
+    def _parser_of(self, header: Header) -> Parser:
+        """A CSV may have its columns in an order of its own."""
+        if header.names == self._header.names or not isinstance(self._format, DelimitedFormat):
+            return self._parser
+        own = DelimitedFormat(header.names, self._format.delimiter, self._format.missing)
+        return Parser(own, self.schema, self._parser.on_error)
+
+    def _piece(self, file: int, parser: Parser, block: Block, name: str) -> tuple[Piece, MillstreamError | None]:
+        chunk, error = parser.parse(block, name)
         whole = chunk.span if error is None else -1
 
         def position(place: int) -> Position:
@@ -178,7 +186,7 @@ class TextFiles:
                 break
             num_bytes *= 8
         header = read_header(head, str(path), delimiter=self._format.delimiter, names=self._names)
-        if header.names != self._header.names:
+        if sorted(header.names) != sorted(self._header.names):
             new, old = ", ".join(header.names)[:200], ", ".join(self._header.names)[:200]
             raise DataError(
                 got=f"{path} with the columns {new}",

@@ -1,0 +1,93 @@
+"""The named losses of one record and their slopes, as ``millstream.losses`` defines them.
+
+Shapes: C outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from millstream.engines.kernels.compiled import compiled
+
+__all__ = ["BINARY_CROSS_ENTROPY", "CROSS_ENTROPY", "HUBER", "MSE", "POISSON", "QUANTILE", "loss_of"]
+
+CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, HUBER, POISSON, QUANTILE = range(6)
+
+
+@compiled
+def _cross_entropy(outputs_C: Any, label: Any, smoothing: Any, class_weights_C: Any, slope_C: Any) -> Any:
+    """The loss of one record; ``slope`` becomes its derivative by the outputs."""
+    num = outputs_C.shape[0]
+    top = outputs_C[0]
+    for c in range(1, num):
+        top = max(top, outputs_C[c])
+    total = outputs_C.dtype.type(0)
+    for c in range(num):
+        slope_C[c] = math.exp(outputs_C[c] - top)
+        total += slope_C[c]
+    log_total = top + math.log(total)
+    hard = (1 - smoothing) * class_weights_C[label]
+    soft = smoothing / num
+    loss = hard * (log_total - outputs_C[label])
+    sum_weights = 0.0
+    if smoothing > 0:
+        for c in range(num):
+            sum_weights += class_weights_C[c]
+            loss += soft * class_weights_C[c] * (log_total - outputs_C[c])
+    for c in range(num):
+        slope_C[c] = slope_C[c] / total * (hard + soft * sum_weights) - soft * class_weights_C[c] * (smoothing > 0)
+    slope_C[label] -= hard
+    return loss
+
+
+@compiled
+def _loss_of_numbers(
+    kind: Any, outputs_C: Any, targets_C: Any, parameter: Any, smoothing: Any, class_weights_C: Any, slope_C: Any
+) -> Any:
+    """The mean over the outputs of one record; ``slope`` becomes its derivative by the outputs."""
+    num = outputs_C.shape[0]
+    loss = 0.0
+    for c in range(num):
+        z, t = outputs_C[c], targets_C[c]
+        if kind == BINARY_CROSS_ENTROPY:
+            weight = class_weights_C[int(t)]
+            soft = t * (1 - smoothing) + smoothing / 2
+            loss += weight * (max(z, 0) - z * soft + math.log1p(math.exp(-abs(z))))
+            slope_C[c] = weight * (1 / (1 + math.exp(-z)) - soft)
+        elif kind == MSE:
+            loss += (z - t) * (z - t)
+            slope_C[c] = 2 * (z - t)
+        elif kind == HUBER:
+            e = z - t
+            inside = abs(e) <= parameter
+            loss += 0.5 * e * e if inside else parameter * (abs(e) - 0.5 * parameter)
+            slope_C[c] = e if inside else math.copysign(parameter, e)
+        elif kind == POISSON:
+            rate = math.exp(z)
+            loss += rate - t * z
+            slope_C[c] = rate - t
+        else:
+            e = t - z
+            loss += max(parameter * e, (parameter - 1) * e)
+            slope_C[c] = -parameter if e > 0 else (1 - parameter if e < 0 else 0.5 - parameter)
+    for c in range(num):
+        slope_C[c] /= num
+    return loss / num
+
+
+@compiled
+def loss_of(
+    kind: Any,
+    outputs_C: Any,
+    label: Any,
+    numbers_C: Any,
+    parameter: Any,
+    smoothing: Any,
+    class_weights_C: Any,
+    slope_C: Any,
+) -> Any:
+    """The loss of one record; ``slope`` becomes its derivative by the outputs."""
+    if kind == CROSS_ENTROPY:
+        return _cross_entropy(outputs_C, label, smoothing, class_weights_C, slope_C)
+    return _loss_of_numbers(kind, outputs_C, numbers_C, parameter, smoothing, class_weights_C, slope_C)
