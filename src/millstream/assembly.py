@@ -24,7 +24,7 @@ from millstream.errors import CheckpointError, DataError, ModelError, SettingErr
 from millstream.schema import Schema
 from millstream.trainer import Trainer
 
-__all__ = ["OPTIMIZERS", "Data", "Recipe", "build", "is_known", "load", "open_data", "snapshot"]
+__all__ = ["OPTIMIZERS", "Data", "Recipe", "build", "check_name", "is_known", "load", "open_data", "snapshot"]
 
 SAMPLE_RECORDS = 10_000
 _PATIENCE_SECONDS = 1.0  # for the records of a pipe that a schema is guessed from, after the first
@@ -240,7 +240,7 @@ def _opened(
         source.declare(types)
         first = source.peek(SAMPLE_RECORDS)
     else:
-        _check_name(name)
+        check_name(name)
         source = sources.FileSource(name, on_error=on_error)
         types = _declared(source, columns)
         source = sources.FileSource(name, on_error=on_error, schema=types) if types else source
@@ -292,7 +292,7 @@ def _declared(source: Source, columns: Sequence[str]) -> dict[str, pa.DataType]:
     return types
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """A name that is no file's may be meant to be that of a data set."""
     path = Path(name)
     if path.exists() or path.suffix or len(path.parts) != 1 or glob.has_magic(name):

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ __all__ = ["exists", "newest", "read", "storage_errors", "write", "write_atomica
 
 FORMAT = 1
 _GO_ON = "free some space or allow writing, then go on with --resume: what was committed before is whole"
+_SYSTEM_REASON = re.compile(r".*(?:\[errno \d+\] |I/O error: )(.+?)(?: \(os error \d+\).*)?$")  # as libraries tell it
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "weights.safetensors"
 
 
@@ -88,7 +90,7 @@ def newest(folder: Path) -> tuple[State, Path, list[str]]:
         try:
             return read(path), path, problems
         except CheckpointError as error:
-            problems.append(f"{path.name}: {error.got}")
+            problems.append(f"passed over {error.got}")
     raise CheckpointError(
         got=f"no whole checkpoint in {folder}" + (f" ({'; '.join(problems)})" if problems else ""),
         wanted="a run folder with one",
@@ -119,7 +121,7 @@ def storage_errors(path: Path, do: str = _GO_ON) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, StorageError):
             raise
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or _SYSTEM_REASON.sub(r"\1", str(error).splitlines()[0])
         raise StorageError(
             got=f"{reason!r} at {path}",
             wanted="to write there",

@@ -77,7 +77,10 @@ def _source(name: str, fetch: bool) -> Source:
     if assembly.is_known(name):
         known = datasets.load(name, fetch=fetch)
         return known.test or known.train
-    return sources.as_source(name) if name == "-" else sources.FileSource(name)
+    if name == "-":
+        return sources.as_source(name)
+    assembly.check_name(name)
+    return sources.FileSource(name)
 
 
 def _answers(trainer: Trainer, outputs: Any, numbers: Any) -> pa.RecordBatch:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from millstream import checkpoint
 from millstream.assembly import Data, Recipe, build
-from millstream.cli.output import duration, print_json, print_table
+from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import counted, err
 from millstream.cli.training import numbers
 from millstream.delay import parse_delay
@@ -18,11 +19,13 @@ from millstream.errors import SettingError
 from millstream.studies import compare as study
 from millstream.studies import report
 from millstream.studies.arms import open_once
+from millstream.studies.statistics import seconds_text
 
 __all__ = ["run"]
 
 _THROUGH_TIME = ("delays", "retrain_every")
 _SHUFFLED = ("target_score",)
+_WIDTH = 110
 
 
 def run(options: dict[str, Any], given: set[str]) -> None:
@@ -127,9 +130,9 @@ def _tell(result: dict[str, Any]) -> None:
         if part.get("baselines"):
             facts = ", ".join(f"{name.replace('_', '-')} {value:.4f}" for name, value in part["baselines"].items())
             print(f"without learning: {facts}")
-        print(part["verdict"])
+        print(textwrap.fill(part["verdict"], _WIDTH))
     for note in result["notes"]:
-        print(f"note: {note}")
+        print(textwrap.fill(f"note: {note}", _WIDTH, subsequent_indent="      "))
 
 
 def _table(strategies: dict[str, dict[str, Any]], result: dict[str, Any]) -> None:
@@ -145,8 +148,8 @@ def _table(strategies: dict[str, dict[str, Any]], result: dict[str, Any]) -> Non
         if not forward:
             row.append(f"{arm['test_loss']:.3f}" if arm.get("test_loss") is not None else "")
             reached = arm.get("time_to_target")
-            row.append("" if reached is None else duration(reached))
-        row += [f"{arm['updates']:,}", duration(arm["seconds"]), f"{arm['records_per_second']:,.0f}"]
+            row.append("" if reached is None else seconds_text(reached))
+        row += [f"{arm['updates']:,}", seconds_text(arm["seconds"]), f"{arm['records_per_second']:,.0f}"]
         rows.append(row)
     middle: list[str] = []
     if not forward:

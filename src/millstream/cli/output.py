@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["duration", "print_json", "print_table"]
+__all__ = ["print_json", "print_table"]
 
 
 def print_json(value: Any) -> None:
@@ -28,20 +28,6 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str], *, left: i
         ]
         line = "  ".join(cells).rstrip()
         print(f"{bold}{line}{plain}" if row is header else line)
-
-
-def duration(seconds: float) -> str:
-    """A time for people.
-
-    >>> duration(0.0372), duration(7.21), duration(75)
-    ('0.04 s', '7.2 s', '1 min 15 s')
-    """
-    if seconds < 1:
-        return f"{seconds:.2f} s"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _finite(value: Any) -> Any:

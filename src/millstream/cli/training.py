@@ -18,12 +18,13 @@ import torch
 
 from millstream import assembly, features, models, sources
 from millstream.assembly import Data, Recipe
-from millstream.cli.output import duration, print_json, print_table
+from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import StepProgress, err
 from millstream.delay import parse_delay
 from millstream.errors import CheckpointError, SettingError
 from millstream.phase import Summary
 from millstream.schema import Schema
+from millstream.studies.statistics import seconds_text
 from millstream.trainer import Trainer
 
 __all__ = ["numbers", "run"]
@@ -260,7 +261,8 @@ def _welcome(kind: str, data: Data, trainer: Trainer, folder: Path) -> list[str]
     facts = [] if num is None else [f"{num:,} records"]
     facts.append(f"{sum(p.numel() for p in trainer.learner.rule.model.parameters()):,} parameters")
     facts.append(f"engine {trainer.learner.engine.name}")
-    lines.append(f"{kind} {data.name}: {', '.join(facts)}; run in {folder}")
+    name = "standard input" if data.name == "-" else data.name
+    lines.append(f"{kind} {name}: {', '.join(facts)}; run in {folder}")
     return [line if len(line) <= _MOST_WIDTH else line[: _MOST_WIDTH - 1] + "…" for line in lines[:-1]] + lines[-1:]
 
 
@@ -270,7 +272,7 @@ def _tell(summary: Summary, as_json: bool) -> None:
         return
     counts = [(summary.skipped, "skipped"), (summary.rejected, "refused")]
     print(
-        f"{summary.records:,} records, {summary.updates:,} updates in {duration(summary.seconds)} "
+        f"{summary.records:,} records, {summary.updates:,} updates in {seconds_text(summary.seconds)} "
         f"({summary.records_per_second:,.0f} records/s)" + "".join(f", {num:,} {what}" for num, what in counts if num)
     )
     hidden = {"count", "num_nonfinite"}

@@ -14,7 +14,9 @@ Shapes: N records, M questions, L layers, K records of a block.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from millstream.errors import ModelError
 
 __all__ = ["FusedEngine"]
 
+_log = logging.getLogger("millstream")
 _BLOCK = 32
 _STATE = {
     steps.SGD: ("momentum_buffer",),
@@ -54,6 +57,7 @@ class FusedEngine:
         num_weights = sum(a * b for a, b in itertools.pairwise(widths))
         self._chunk_size = int(min(4096, max(_BLOCK, 2 ** np.floor(np.log2(1e9 / max(1, num_weights))))))
         self._number = np.float32 if chain.dtype == torch.float32 else np.float64
+        _make_ready(self._number)
         weights = chain.criterion.class_weights
         ones = np.ones(max(2, widths[-1]), self._number)
         class_weights = ones if weights is None else weights.detach().cpu().numpy().astype(self._number)
@@ -237,6 +241,23 @@ class _Pass:
                 del self._rule.optimizer.state[parameter]
             elif "step" in state:
                 state["step"].fill_(count)
+
+
+@functools.cache
+def _make_ready(number: Any) -> None:
+    """Loads the compiled loops for this kind of number, or compiles them, before anybody takes the time."""
+    if not dense.is_kept():
+        _log.warning("compiling the loops of the fused engine; this takes ten seconds, once")
+    one, none = np.ones((1, 1), number), np.empty((0, 0), number)
+    places = np.zeros((1, dense.NUM_PLACES), np.int64)
+    places[0, 0] = one.ctypes.data
+    network = (np.ones(2, np.int64), places, np.zeros(1, np.int64), np.zeros(1))
+    criterion = (losses.MSE, 0.0, 0.0, np.ones(2, number))
+    labels, found = np.zeros(1, np.int64), (np.ones((1, 1), number), np.ones(1, number), np.zeros(1, np.bool_))
+    records = (np.ones((1, 1), number), labels, np.ones((1, 1), number))
+    dense.answer(*records, network, criterion, *found[:2])
+    rest = (np.zeros((1, 2), np.bool_), criterion, steps.SGD, np.zeros((2, steps.NUM_DIALS)), np.zeros(2))
+    dense.learn(*records, np.ones(1, number), network, *rest, (none, none, none), found)
 
 
 def _cut(arrays: tuple[Any, ...], first: int, last: int) -> tuple[Any, ...]:

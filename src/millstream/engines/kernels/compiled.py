@@ -16,7 +16,7 @@ from typing import Any
 from numba import carray, config, njit, types
 from numba.extending import intrinsic
 
-__all__ = ["compiled", "matrix"]
+__all__ = ["compiled", "is_compiled_before", "matrix"]
 
 _LIBERTIES = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
@@ -31,6 +31,11 @@ def compiled(function: Callable[..., Any]) -> Any:
         return njit(**settings)(function)
     finally:
         config.CACHE_DIR = before
+
+
+def is_compiled_before(name: str) -> bool:
+    """Whether a kernel of this name is in the cache."""
+    return any(_cache_folder().rglob(f"*.{name}-*.nbc"))
 
 
 @functools.cache

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from millstream.engines.kernels.activations import activate, times_slope
-from millstream.engines.kernels.compiled import compiled, matrix
+from millstream.engines.kernels.compiled import compiled, is_compiled_before, matrix
 from millstream.engines.kernels.losses import loss_of
 from millstream.engines.kernels.steps import RATE, step
 
-__all__ = ["NUM_PLACES", "answer", "learn"]
+__all__ = ["NUM_PLACES", "answer", "is_kept", "learn"]
 
 WEIGHT, BIAS, WEIGHT_FIRST, BIAS_FIRST, WEIGHT_SECOND, BIAS_SECOND = range(6)  # columns of ``places``
 NUM_PLACES = 6
@@ -97,6 +97,11 @@ def _forward(
         x = inputs_I if layer == 0 else out_LW[layer - 1, :num_in]
         _forward_dense(matrix(places[layer, WEIGHT], num_out, num_in, like), x, z)
         activate(activations[layer], arguments[layer], z, out_LW[layer, :num_out])
+
+
+def is_kept() -> bool:
+    """Whether this code was compiled before on this machine, and kept."""
+    return is_compiled_before("learn")
 
 
 @compiled
