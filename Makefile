@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY)   ## train on MNIST in batches and online, show them side by side, write report.html
-	$(BIN)/millstream compare mnist --fetch --model reference --model mlp:256 --seconds 150 --report report.html
+	$(BIN)/millstream compare mnist --fetch --model reference --model mlp:256 --seeds 5 --seconds 120 --report report.html
 
 test: $(READY)   ## the fast tests, under a minute
 	$(BIN)/pytest -q -n 2 -m "not slow and not data"
@@ -30,7 +30,7 @@ docs: $(READY)   ## write the options of the commands into the documents
 	$(BIN)/cog -r README.md README.zh-CN.md docs/*.md
 
 bench: $(READY)  ## the measurements that the README quotes
-	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/engines.py && $(BIN)/python benchmarks/reading.py
 
 check: lint      ## exactly what CI runs
 	$(MAKE) test-all

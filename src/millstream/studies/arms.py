@@ -48,10 +48,10 @@ class Arm:
 
 @functools.lru_cache(maxsize=2)
 def open_once(data: tuple[tuple[str, Any], ...]) -> Data:
-    """The data of an arm; opened once a process. Training records can be fetched by number."""
+    """The data of an arm; opened once a process. Records can be fetched by number, and are not parsed every time."""
     opened = open_data(**dict(data))
     train = opened.train if opened.train.can_jump and opened.train.num_records else sources.cached(opened.train)
-    return dataclasses.replace(opened, train=train)
+    return dataclasses.replace(opened, train=train, test=None if opened.test is None else sources.cached(opened.test))
 
 
 def run(arm: Arm) -> dict[str, Any]:

@@ -9,12 +9,14 @@ Arms run in processes of their own, one thread each. This file plans and gathers
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import platform
+import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from typing import Any
@@ -41,9 +43,8 @@ def compare(
     torch.set_num_threads(1)  # as in the arms: what is measured here is what they will take
     opened = open_once(data)
     num_processes = settings.num_processes or os.cpu_count() or 1
-    context = multiprocessing.get_context("spawn")
     results = []
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+    with _processes(num_processes) as pool:
         ends = None if settings.seconds is None else time.monotonic() + settings.seconds
         for place, model in enumerate(settings.models):
             share = None if ends is None else (ends - time.monotonic()) / (len(settings.models) - place)
@@ -53,6 +54,23 @@ def compare(
             results.append(study.forward() if opened.ordered else study.shuffled())
     first, others = results[0], results[1:]
     return {**first, "others": others}
+
+
+@contextlib.contextmanager
+def _processes(number: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for arms. What stops the comparison, be it an error or Ctrl-C, stops them at once."""
+    context = multiprocessing.get_context("spawn")
+    # Ctrl-C goes to all processes of a terminal; the first one decides.
+    with ProcessPoolExecutor(
+        number, mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 class _Study:
@@ -242,6 +260,10 @@ class _Study:
         recipe, opened, plan = self._recipe, self._opened, self._plan
         target = opened.schema.target
         assert target is not None
+        for arm in strategies.values():  # the same keys for every arm; null is what it is not scored by
+            for key in (f"test_{self._metric}", "test_loss", f"prequential_{self._metric}"):
+                arm.setdefault(key, None)
+            arm.setdefault("skipped", 0)
         return {
             "data": opened.name,
             "data_info": {
