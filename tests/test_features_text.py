@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millstream.features import hashing
+from millstream import hashing
 from millstream.features.categories import hashed_ids, vocabulary_ids
-from millstream.features.hashing import combine, hash_texts, seed_of
 from millstream.features.text import word_ids
+from millstream.hashing import combine, hash_texts, seed_of
 
 MASK = (1 << 64) - 1
 TEXTS = st.lists(st.text(max_size=12), max_size=12)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millstream.features.columns import as_text, distinct
-from millstream.features.hashing import hash_texts
+from millstream.hashing import hash_texts
 
 __all__ = ["hashed_ids", "vocabulary_ids"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 from millstream.errors import SettingError
-from millstream.features.hashing import seed_of
 from millstream.features.time import PARTS
+from millstream.hashing import seed_of
 from millstream.schema import Field, Schema
 
 __all__ = ["Layout"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from millstream.features.hashing import Words, combine, hash_texts, lengths
+from millstream.hashing import Words, combine, hash_texts, lengths
 
 __all__ = ["word_ids"]
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["hash_column", "key_of", "mix", "permute", "uniform"]
+from millstream.hashing import Words, hash_texts, mix
 
-Words = npt.NDArray[np.uint64]
+__all__ = ["hash_column", "key_of", "permute", "uniform"]
 
 _ROUNDS = 8
 _MASK = (1 << 64) - 1
@@ -26,17 +26,6 @@ def key_of(*parts: int) -> int:
     for part in parts:
         key = int(mix(np.array([(key ^ part) & _MASK], dtype=np.uint64))[0])
     return key
-
-
-def mix(words: Words) -> Words:
-    """(N,) words, each turned into another that looks random; equal in, equal out."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words ^= words >> np.uint64(30)
-    words *= np.uint64(0xBF58476D1CE4E5B9)
-    words ^= words >> np.uint64(27)
-    words *= np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
-    return words
 
 
 def uniform(key: int, numbers: npt.NDArray[np.int64] | Words) -> npt.NDArray[np.float64]:
@@ -74,7 +63,7 @@ def hash_column(column: pa.Array) -> Words:
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_timestamp(kind):
         numbers = pc.cast(column, pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
         return np.asarray(numbers.astype(np.uint64))
-    return _text_words(pc.cast(column, pa.string()).fill_null(""))
+    return hash_texts(pc.cast(column, pa.string()).fill_null(""), 0)
 
 
 def _network(words: Words, keys: list[np.uint64], widths: tuple[int, int]) -> Words:
@@ -85,21 +74,3 @@ def _network(words: Words, keys: list[np.uint64], widths: tuple[int, int]) -> Wo
         left, right = right, left ^ (mix(right ^ key) & np.uint64((1 << high) - 1))
         low, high = high, low
     return (left << np.uint64(low)) | right
-
-
-def _text_words(column: pa.Array) -> Words:
-    """A polynomial over the bytes of each text, modulo 2**64."""
-    column = pa.concat_arrays([column])
-    starts = np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + len(column) + 1]
-    lengths = np.diff(starts)
-    total = int(starts[-1] - starts[0])
-    if not total:
-        return np.zeros(len(column), dtype=np.uint64)
-    data = np.frombuffer(column.buffers()[2], dtype=np.uint8)[starts[0] : starts[-1]].astype(np.uint64)
-    powers = np.cumprod(np.full(int(lengths.max()), 0x100000001B3, dtype=np.uint64))
-    edges = (starts[:-1] - starts[0]).astype(np.int64)
-    terms = (data + np.uint64(1)) * powers[np.arange(total) - np.repeat(edges, lengths)]
-    words = np.zeros(len(column), dtype=np.uint64)
-    filled = lengths > 0
-    words[filled] = np.add.reduceat(terms, edges[filled])
-    return words

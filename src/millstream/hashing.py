@@ -1,4 +1,4 @@
-"""A stable hash of texts: the same number in every process, on every machine, with every version of every library.
+"""Stable hashes of numbers and texts: the same in every process, on every machine, with every version of every library.
 
     h(bytes) = mix(seed + Σ_i (byte_i + 1) · P^i)   modulo 2^64,   mix being splitmix64's finaliser
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["combine", "hash_texts", "lengths", "seed_of"]
+__all__ = ["Words", "combine", "hash_texts", "lengths", "mix", "seed_of"]
 
 _MASK = (1 << 64) - 1
 _POWER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
@@ -50,12 +50,12 @@ def hash_texts(texts: pa.Array, seed: int) -> Words:
         last = min(max(last, first + 1), len(texts))  # a single text may be longer than a block
         sums[first:last] = _polynomials(offsets[first : last + 1], data)
         first = last
-    return _mix(sums + np.uint64(seed & _MASK))
+    return mix(sums + np.uint64(seed & _MASK))
 
 
 def combine(left: Words, right: Words) -> Words:
     """The hash of a pair from the hashes of its parts, which is not that of the pair turned round."""
-    return _mix(left * np.uint64(_POWER) + right)
+    return mix(left * np.uint64(_POWER) + right)
 
 
 def lengths(texts: pa.Array) -> npt.NDArray[np.int64]:
@@ -100,7 +100,7 @@ def _powers(base: int, size: int) -> Words:
     return powers
 
 
-def _mix(words: Words) -> Words:
+def mix(words: Words) -> Words:
     """splitmix64's finaliser (Steele, Lea and Flood 2014): each bit of the input changes half of the output's."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words ^= words >> np.uint64(30)
