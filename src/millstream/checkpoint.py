@@ -13,28 +13,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from millstream.contracts import State
-from millstream.errors import CheckpointError, StorageError
+from millstream.errors import CheckpointError
+from millstream.storage import storage_errors, sync
 
-__all__ = ["exists", "newest", "read", "storage_errors", "write", "write_atomically"]
+__all__ = ["GO_ON", "exists", "newest", "read", "write"]
 
 FORMAT = 1
-_GO_ON = "free some space or allow writing, then go on with --resume: what was committed before is whole"
-_SYSTEM_REASON = re.compile(r".*(?:\[errno \d+\] |I/O error: )(.+?)(?: \(os error \d+\).*)?$")  # as libraries tell it
+GO_ON = "free some space or allow writing, then go on with --resume: what was committed before is whole"
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "weights.safetensors"
 
 
@@ -45,7 +40,7 @@ def write(folder: Path, state: State, *, keep: int = 3) -> Path:
     """
     tensors: dict[str, Tensor] = {}
     tree = _flatten(state, "", tensors, {})
-    with storage_errors(folder):
+    with storage_errors(folder, do=GO_ON):
         folder.mkdir(parents=True, exist_ok=True)
         number = max((int(path.name) for path in _folders(folder)), default=-1) + 1
         temporary, final = folder / f".new-{number:08d}", folder / f"{number:08d}"
@@ -57,9 +52,9 @@ def write(folder: Path, state: State, *, keep: int = 3) -> Path:
             (temporary / _STATE).write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
             _write_manifest(temporary)
             for path in [*temporary.iterdir(), temporary]:
-                _sync(path)
+                sync(path)
             temporary.rename(final)
-            _sync(folder)
+            sync(folder)
         except BaseException:
             _remove(temporary)
             raise
@@ -98,37 +93,6 @@ def newest(folder: Path) -> tuple[State, Path, list[str]]:
     )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file under another name, syncs it and renames it: readers see the old one or the new one."""
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            _sync(temporary)
-            temporary.replace(path)
-            _sync(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def storage_errors(path: Path, do: str = _GO_ON) -> Iterator[None]:
-    """Turns the operating system's errors at ``path`` into ``StorageError``, which says what to ``do``."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, StorageError):
-            raise
-        reason = getattr(error, "strerror", None) or _SYSTEM_REASON.sub(r"\1", str(error).splitlines()[0])
-        raise StorageError(
-            got=f"{reason!r} at {path}",
-            wanted="to write there",
-            do=do,
-        ) from error
-
-
 def _folders(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()] if folder.is_dir() else []
 
@@ -137,14 +101,6 @@ def _remove(path: Path) -> None:
     """Takes the manifest away first: a half-deleted checkpoint must not look whole."""
     (path / _MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(path: Path) -> str:

@@ -26,6 +26,7 @@ import torch
 from millstream import checkpoint
 from millstream.contracts import Rejection, State
 from millstream.errors import CheckpointError, SettingError
+from millstream.storage import storage_errors
 
 __all__ = ["Run", "numerics"]
 
@@ -42,7 +43,7 @@ class Run:
                 wanted="the folder of a run to resume",
                 do="name it, or leave out --resume",
             )
-        with checkpoint.storage_errors(self.folder, do="make room, allow writing, or name another folder with --run"):
+        with storage_errors(self.folder, do="make room, allow writing, or name another folder with --run"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("a")
         self._take_lock()
@@ -53,7 +54,7 @@ class Run:
                 wanted="an empty or new folder",
                 do="add --resume to go on with it, or name another folder with --run",
             )
-        with checkpoint.storage_errors(self.folder):
+        with storage_errors(self.folder, do=checkpoint.GO_ON):
             self._metrics = self._open("metrics.jsonl", keep=resume)
             self._dead_letters = self._open("dead_letters.jsonl", keep=resume)
         # A run that is dropped gives its lock back, whether or not anybody closed it.
@@ -61,7 +62,7 @@ class Run:
 
     def commit(self, state: State) -> Path:
         """Makes the lines and the state durable, lines first: a state never speaks of lines that are not there."""
-        with checkpoint.storage_errors(self.folder):
+        with storage_errors(self.folder, do=checkpoint.GO_ON):
             sizes = {}
             for name, file in (("metrics", self._metrics), ("dead_letters", self._dead_letters)):
                 file.flush()
@@ -73,7 +74,7 @@ class Run:
     def restore(self) -> tuple[State, list[str]]:
         """The newest whole state, the lines cut back to it, and warnings: damaged checkpoints, other numerics."""
         state, _, problems = checkpoint.newest(self.checkpoints)
-        with checkpoint.storage_errors(self.folder):
+        with storage_errors(self.folder, do=checkpoint.GO_ON):
             for name, file in (("metrics", self._metrics), ("dead_letters", self._dead_letters)):
                 file.truncate(min(state["run"]["bytes"][name], file.seek(0, os.SEEK_END)))
                 file.seek(0, os.SEEK_END)
@@ -86,14 +87,14 @@ class Run:
         return state, problems
 
     def report(self, line: Mapping[str, Any]) -> None:
-        with checkpoint.storage_errors(self.folder):
+        with storage_errors(self.folder, do=checkpoint.GO_ON):
             self._metrics.write(json.dumps(line) + "\n")
 
     def reject(self, rejected: Sequence[Rejection], start: int) -> None:
         """Writes refused records down; ``start`` is the position of their chunk."""
         if not rejected:
             return
-        with checkpoint.storage_errors(self.folder):
+        with storage_errors(self.folder, do=checkpoint.GO_ON):
             for item in rejected:
                 line = {
                     "position": start + item.offset,

@@ -15,11 +15,12 @@ import pyarrow.csv
 import pyarrow.parquet
 from safetensors.torch import save_file
 
-from millstream import assembly, checkpoint, datasets, evaluation, sources
+from millstream import assembly, datasets, evaluation, sources
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import err
 from millstream.contracts import Source
 from millstream.errors import SettingError
+from millstream.storage import storage_errors
 from millstream.trainer import Trainer
 
 __all__ = ["evaluate", "export", "predict"]
@@ -153,7 +154,7 @@ def _print_lines(batch: pa.RecordBatch, file: Any) -> None:
 def _replacing(path: Path) -> Iterator[Path]:
     """Another name to write under, which becomes ``path`` when all went well."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with checkpoint.storage_errors(path, do="make room, or name another file"):
+    with storage_errors(path, do="make room, or name another file"):
         try:
             if path.is_dir():
                 raise IsADirectoryError(21, "Is a directory")

@@ -9,13 +9,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from millstream import checkpoint
 from millstream.assembly import Data, Recipe, build
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import counted, err
 from millstream.cli.training import numbers
 from millstream.delay import parse_delay
 from millstream.errors import SettingError
+from millstream.storage import storage_errors
 from millstream.studies import compare as study
 from millstream.studies import report
 from millstream.studies.arms import open_once
@@ -114,7 +114,7 @@ def _opened(options: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], Data]
 
 def _check_writable(path: Path) -> None:
     """Refuses a file that cannot be written."""
-    with checkpoint.storage_errors(path, do="name another file with --report, or none: --report ''"):
+    with storage_errors(path, do="name another file with --report, or none: --report ''"):
         if path.is_dir():
             raise IsADirectoryError(21, "Is a directory")
         path.parent.mkdir(parents=True, exist_ok=True)

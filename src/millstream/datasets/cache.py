@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from millstream.datasets.archives import sha256_of
-from millstream.errors import StorageError
-from millstream.sources import cache_folder
+from millstream.storage import cache_folder, replace, storage_errors
 
 __all__ = ["is_intact", "read_info", "scratch", "write_tables"]
 
+_DO = "make room, or set MILLSTREAM_CACHE to another folder"
 INFO = "info.json"
 ROW_GROUP_ROWS = 65_536
 # LZ4 read as fast as no compression and faster than Snappy and Zstandard, for images and for narrow integers alike.
@@ -51,11 +50,11 @@ def is_intact(folder: Path, info: Mapping[str, Any]) -> bool:
 
 def write_tables(folder: Path, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``SPLIT.parquet`` for each table, then info.json: ``facts``, and each file's rows, bytes and SHA-256."""
-    with storage_errors(folder):
+    with storage_errors(folder, do=_DO):
         folder.mkdir(parents=True, exist_ok=True)
         files = {f"{split}.parquet": _write_parquet(folder / f"{split}.parquet", t) for split, t in tables.items()}
         info = {**facts, "files": files}
-        _replace(folder / INFO, json.dumps(info, indent=1).encode())
+        replace(folder / INFO, json.dumps(info, indent=1).encode())
     return info
 
 
@@ -63,25 +62,10 @@ def write_tables(folder: Path, tables: Mapping[str, pa.Table], facts: Mapping[st
 def scratch() -> Iterator[Path]:
     """A temporary folder within the cache, removed at the end; on the same disk, so that there is room for both."""
     parent = cache_folder()
-    with storage_errors(parent):
+    with storage_errors(parent, do=_DO):
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=parent) as folder:
             yield Path(folder)
-
-
-@contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about ``path`` into a StorageError."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            got=f"{error.strerror or error} at {path}",
-            wanted="a folder that can be written",
-            do="make room, or set MILLSTREAM_CACHE to another folder",
-        ) from error
 
 
 def _write_parquet(path: Path, table: pa.Table) -> dict[str, Any]:
@@ -89,24 +73,5 @@ def _write_parquet(path: Path, table: pa.Table) -> dict[str, Any]:
     words = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, compression=COMPRESSION, use_dictionary=words)
-    _replace(path, sink.getvalue())
+    replace(path, sink.getvalue())
     return {"rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def _replace(path: Path, content: Any) -> None:
-    """Put ``content`` at ``path`` whole or not at all: a temporary name, fsync, rename, fsync of the folder."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -16,7 +16,7 @@ from millstream.datasets.archives import Archive, download, extract
 from millstream.datasets.cache import is_intact, read_info, scratch, write_tables
 from millstream.datasets.catalog import ENTRIES, LAYOUT, Entry
 from millstream.errors import DataError
-from millstream.sources import cache_folder
+from millstream.storage import cache_folder
 
 __all__ = ["cached", "ensure", "fetch_command", "folder_of"]
 

@@ -10,7 +10,7 @@
 It does not know features, models or training.
 """
 
-from millstream.sources.cache import CachedSource, cache_folder, cached
+from millstream.sources.cache import CachedSource, cached
 from millstream.sources.conversion import as_source
 from millstream.sources.files import FileSource
 from millstream.sources.holdout import Filtered, hold_out
@@ -35,7 +35,6 @@ __all__ = [
     "TableSource",
     "TensorSource",
     "as_source",
-    "cache_folder",
     "cached",
     "hold_out",
     "training_sources",

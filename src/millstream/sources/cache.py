@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from millstream.contracts import Chunk, Position, Rejection, Source
-from millstream.errors import DataError, SettingError, StorageError
+from millstream.errors import DataError, SettingError
 from millstream.sources.order import modified
 from millstream.sources.rechunk import Piece, check_numbers, check_place, check_size, rechunk, take_from
+from millstream.storage import cache_folder, replace, storage_errors, sync
 
-__all__ = ["CachedSource", "cache_folder", "cached"]
+__all__ = ["CachedSource", "cached"]
 
 _VERSION = 2
 _BATCH_RECORDS = 1 << 16
@@ -136,32 +137,15 @@ def cached(
     found = _find(path, source, facts)
     if found is not None:
         return found
-    try:
+    with storage_errors(home, do="free some space, or choose another folder (MILLSTREAM_CACHE)"):
         home.mkdir(parents=True, exist_ok=True)
         _remove_stale(home)
         _import(source, path, progress)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        reason = error.strerror or str(error).splitlines()[0]
-        raise StorageError(
-            got=f"{reason} while importing {source.name} into {home}",
-            wanted="a folder that can be written to, with room",
-            do="free some space, or choose another folder (MILLSTREAM_CACHE)",
-        ) from error
     copy = CachedSource(path, source, facts)
     if not source.can_seek:  # nobody could find it again: it stays as long as it is mapped
         path.unlink()
         _notes(path).unlink()
     return copy
-
-
-def cache_folder() -> Path:
-    """Where copies go unless told otherwise."""
-    chosen = os.environ.get("MILLSTREAM_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millstream"
 
 
 def _find(path: Path, source: Source, facts: Mapping[str, Any]) -> CachedSource | None:
@@ -186,9 +170,9 @@ def _import(source: Source, path: Path, progress: Callable[[int], None] | None) 
             "rejected": [dataclasses.asdict(one) for one in rejected],
             "marks": marks,
         }
-        _write_notes(_notes(path), notes)
+        replace(_notes(path), json.dumps(notes))
         part.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -337,23 +321,6 @@ def _shifted(locate: Callable[[int], str], start: int) -> Callable[[int], str]:
 
 def _notes(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def _write_notes(path: Path, notes: Mapping[str, Any]) -> None:
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    with part.open("w") as file:
-        json.dump(notes, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _remove_stale(folder: Path) -> None:

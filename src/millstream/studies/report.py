@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from millstream import checkpoint
+from millstream.storage import replace, storage_errors
 from millstream.studies import statistics
 from millstream.studies.charts import NUM_COLOURS, Axis, Line, compact, interval_mark, line_chart
 from millstream.studies.figures import (
@@ -44,7 +44,9 @@ def render(result: Result) -> str:
 
 def write(result: Result, path: str | Path) -> None:
     """Writes the page so that ``path`` holds either the old page or the whole new one; StorageError when it cannot."""
-    checkpoint.write_atomically(Path(path), render(result))
+    path = Path(path)
+    with storage_errors(path, do="name another place for the report"):
+        replace(path, render(result))
 
 
 def _name(result: Result) -> str:
