@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY)   ## train on MNIST in batches and online, show them side by side, write report.html
-	$(BIN)/millstream compare mnist --fetch --model reference --model mlp:256 --seeds 5 --seconds 120 --report report.html
+	$(BIN)/millstream compare mnist --fetch --model mlp:256 --model reference --seeds 5 --seconds 120 --report report.html
 
 test: $(READY)   ## the fast tests, under a minute
 	$(BIN)/pytest -q -n 2 -m "not slow and not data"

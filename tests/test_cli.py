@@ -26,6 +26,7 @@ from torch import nn
 
 from command_line import CLASSES, Answer, csv_text, jsonl_text, letters, refusal, rows, run, train
 from millstream.cli import cli
+from millstream.cli.output import print_json
 from millstream.cli.progress import StepProgress
 from millstream.sources import StdinSource
 
@@ -35,10 +36,14 @@ MNIST = Path(__file__).parent / "fixtures" / "mnist-small.parquet"
 
 
 @pytest.fixture(autouse=True)
-def a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def a_folder_of_its_own(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MILLSTREAM_CACHE", str(tmp_path / "cache"))
+    # One cache for all tests: compiled kernels are kept in it.
+    monkeypatch.setenv("MILLSTREAM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug here
     Path("good.csv").write_text(csv_text(rows()))
 
 
@@ -67,9 +72,11 @@ def test_json_of_training_is_one_object_with_the_documented_keys(kind: str) -> N
     assert answer.err == ""
 
 
-def test_json_has_no_numbers_that_json_has_not() -> None:
+def test_json_has_no_numbers_that_json_has_not(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": float("nan"), "b": [1.5, (float("-inf"), {"c": float("inf")})], "d": "NaN"})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, [None, {"c": None}]], "d": "NaN"}
     Path("one.csv").write_text(csv_text([(a, b, k, "same") for a, b, k, _ in rows()]))
-    assert train("learn", "one.csv").json["metrics"]["roc_auc"] is None
+    assert train("learn", "one.csv").json["metrics"]["accuracy"] > 0
 
 
 def test_json_of_evaluate_and_data() -> None:
@@ -168,15 +175,17 @@ def test_no_command_shows_the_help() -> None:
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 @pytest.mark.parametrize("kind", ["learn", "fit"])
 def test_standard_input_gives_what_the_file_gives(kind: str, form: str) -> None:
-    text = csv_text(rows(5000)) if form == "csv" else jsonl_text(rows(5000))
+    text = csv_text(rows(1500)) if form == "csv" else jsonl_text(rows(1500))
     Path(f"all.{form}").write_text(text)
-    piped = train(kind, "-", "--test", "0", stdin=text.encode()).json
-    filed = train(kind, f"all.{form}", "--test", "0").json
-    assert piped["records"] == 5000
+    words = ["--test", "0", *(["--update-size", "5"] if kind == "learn" else [])]
+    piped = train(kind, "-", *words, stdin=text.encode()).json
+    filed = train(kind, f"all.{form}", *words).json
+    assert piped["records"] == 1500
     assert piped["metrics"] == filed["metrics"]
 
 
-def test_a_second_pipe_is_not_taken_for_the_first() -> None:
+def test_a_second_pipe_is_not_taken_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLSTREAM_CACHE", "cache")
     found = [train("fit", "-", stdin=csv_text(rows(300, seed)).encode()).json["metrics"]["loss"] for seed in (0, 1)]
     assert found[0] != found[1]
     assert not list(Path("cache").glob("*.arrow"))
@@ -205,16 +214,47 @@ def test_whole_numbers_may_be_followed_by_others() -> None:
     assert train("learn", "n.csv").json["records"] == 401
 
 
-def test_a_pipe_goes_on_where_it_was_left() -> None:
-    text = csv_text(rows(400)).splitlines(keepends=True)
-    first, second = "".join(text[:201]), "".join([text[0], *text[201:]])
-    words = ["--run", "run", CLASSES, "--column", "kind=category:values=x|y|z", "--label-delay", "7"]
-    train("learn", "-", *words, stdin=first.encode())
-    # The run ended with its pipe; what is asked for now goes on with it.
-    found = train("learn", "-", *words, "--resume", stdin=second.encode()).json
-    assert found["records"] == 400
-    whole = train("learn", "-", *words[2:], "--run", "whole", stdin="".join(text).encode()).json
-    assert found["metrics"]["accuracy"] == pytest.approx(whole["metrics"]["accuracy"], abs=1e-12)
+def test_a_pipe_that_was_left_goes_on_as_if_it_had_not_been(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = csv_text(rows(1200)).splitlines(keepends=True)
+    words = ["learn", "-", "--model", "linear", "--engine", "reference", "--json", "--label-delay", "7", CLASSES]
+    whole = run(*words, "--run", "whole", stdin="".join(lines).encode()).json
+    answer = interrupted(monkeypatch, 1, *words, "--run", "cut", stdin="".join(lines).encode())
+    done = json.loads(answer.out)["records"]
+    assert answer.code == 130 and 0 < done < 1200
+    rest = "".join([lines[0], *lines[1 + done :]]).encode()
+    found = run(*words, "--run", "cut", "--resume", stdin=rest).json
+    assert found["records"] == 1200 and found["metrics"] == whole["metrics"]
+    assert exported("whole") == exported("cut")
+
+
+def test_a_pipe_that_ended_is_gone_on_with_by_the_next_one() -> None:
+    lines = csv_text(rows(400)).splitlines(keepends=True)
+    train("learn", "-", "--run", "run", stdin="".join(lines[:201]).encode())
+    rest = "".join([lines[0], *lines[201:]]).encode()
+    assert train("learn", "-", "--run", "run", "--resume", stdin=rest).json["records"] == 200
+    state = json.loads(max(Path("run/checkpoints").glob("*/state.json")).read_text())
+    assert state["position"] == 400 and state["phase"]["number"] == 1
+
+
+def test_a_run_begins_with_the_weights_of_another() -> None:
+    Path("history.csv").write_text(csv_text(rows(2000)))
+    Path("events.csv").write_text(csv_text([(b, k, a, y) for a, b, k, y in rows(300, 1)], "b,kind,a,label"))
+    train("fit", "history.csv", "--epochs", "3", "--lr", "0.1", "--run", "old")
+    before = exported("old")
+    fresh = train("learn", "events.csv", "--target", "label").json
+    words = ["--from", "old", "--lr", "0.02", "--json"]
+    found = run("learn", "events.csv", *words, "--run", "new").json
+    assert found["metrics"]["log_loss"] < fresh["metrics"]["log_loss"] and found["learning_rate"] == 0.02
+    assert exported("old") == before != exported("new")
+    assert run("learn", "events.csv", "--run", "new", "--resume", "--json").json["metrics"] == found["metrics"]
+    assert run("learn", "-", *words, stdin=Path("events.csv").read_bytes()).json["metrics"] == found["metrics"]
+    assert "--model beside --from old" in refusal(run("learn", "events.csv", "--from", "old", "--model", "mlp:4"))
+    assert "no column 'a' in other.csv" in refusal(run("learn", other_file(), "--from", "old"))
+
+
+def other_file() -> str:
+    Path("other.csv").write_text("b,kind,label\n1,x,high\n")
+    return "other.csv"
 
 
 # ---------------------------------------------------------------- runs: Ctrl-C, resume, refusals
@@ -225,7 +265,7 @@ def exported(folder: str) -> bytes:
     return Path(f"{folder}.safetensors").read_bytes()
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, steps: int, *words: str) -> Answer:
+def interrupted(monkeypatch: pytest.MonkeyPatch, steps: int, *words: str, stdin: bytes | None = None) -> Answer:
     """A command that gets Ctrl-C after so many chunks."""
     shown = StepProgress.show
     left = [steps]
@@ -238,14 +278,18 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, steps: int, *words: str) -> Ans
 
     with monkeypatch.context() as patch:
         patch.setattr(StepProgress, "show", show)
-        return run(*words)
+        return run(*words, stdin=stdin)
 
 
 @pytest.mark.parametrize("kind", ["fit", "learn"])
 def test_ctrl_c_commits_and_says_how_to_go_on(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("many.csv").write_text(csv_text(rows(3000)))
+    Path("many.csv").write_text(csv_text(rows(2600)))
     words = [kind, "many.csv", "--model", "mlp:4", "--engine", "reference"]
-    words += ["--epochs", "3", "--batch-size", "8", "--validation", "0.1"] if kind == "fit" else ["--label-delay", "20"]
+    words += (
+        ["--epochs", "3", "--batch-size", "8", "--validation", "0.1"]
+        if kind == "fit"
+        else ["--label-delay", "20", "--update-size", "4"]
+    )
     assert run(*words, "--run", "whole").code == 0
     answer = interrupted(monkeypatch, 2, *words, "--run", "cut")
     assert answer.code == 130
@@ -338,21 +382,19 @@ import torch, millstream
 from torch import nn
 rng = torch.Generator().manual_seed(0)
 source = (torch.randn(300, 3, generator=rng), torch.randint(2, (300,), generator=rng))
-test = (torch.zeros(10, 3), torch.zeros(10, dtype=torch.int64))
-
 def net(num_inputs, num_outputs):
     return nn.Sequential(nn.Linear(num_inputs, 5), nn.Tanh(), nn.Linear(5, num_outputs))
 
 torch.manual_seed(0)
 model = net(3, 2)
-trainer = millstream.Trainer(model, "cross_entropy", torch.optim.Adam(model.parameters(), lr=0.01))
+trainer = millstream.Trainer(model, "cross_entropy", torch.optim.Adam(model.parameters(), lr=0.01), engine="reference")
 
 def make_trainer():
     schema = millstream.infer(__import__("pyarrow.csv").csv.read_csv("numbers.csv"), target="label")
     torch.manual_seed(0)
     model = net(2, 3)
     return millstream.Trainer(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-                              features=millstream.Features(schema), commit_seconds=1e9)
+                              features=millstream.Features(schema), commit_seconds=1e9, engine="reference")
 """
 
 
@@ -362,7 +404,7 @@ def module(name: str, text: str = MODULE) -> str:
 
 
 def test_a_trainer_of_ones_own_with_its_data() -> None:
-    name = module("run_of_mine")
+    name = module("run_of_mine", MODULE + "\ntest = (torch.zeros(10, 3), torch.zeros(10, dtype=torch.int64))\n")
     found = run("fit", f"{name}:trainer", "--batch-size", "16", "--run", "run", "--json").json
     assert found["records"] == 300 and found["test"]["count"] == 10 and found["learning_rate"] == 0.01
     assert "the run of a Python object" in refusal(run("evaluate", "run", "good.csv"))
@@ -381,7 +423,8 @@ def test_a_function_that_makes_a_trainer_for_named_data(monkeypatch: pytest.Monk
 def test_a_model_of_ones_own() -> None:
     name = module("model_of_mine")
     Path("numbers.csv").write_text(csv_text([(a, b, label) for a, b, _, label in rows()], "a,b,label"))
-    assert run("learn", "numbers.csv", "--model", f"{name}:net", "--run", "run", "--json").json["updates"] == 300
+    words = ["--model", f"{name}:net", "--engine", "reference", "--run", "run", "--json"]
+    assert run("learn", "numbers.csv", *words).json["updates"] == 300
     assert list(load_file_of("run")) == ["0.bias", "0.weight", "2.bias", "2.weight"]
 
 
@@ -465,7 +508,7 @@ def test_numbers_are_predicted_in_their_own_units() -> None:
 def test_exported_weights_fit_a_plain_torch_model() -> None:
     words = ["--model", "mlp:16", "--run", "run", "--test", "0.2", "--epochs", "3"]
     assert train("fit", MNIST, *words).json["test"]["count"] > 50
-    plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
+    plain = nn.Sequential(nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
     exported("run")
     plain.load_state_dict(load_file("run.safetensors"), strict=True)
     images = pa.parquet.read_table(MNIST)["image"].combine_chunks()
@@ -492,7 +535,9 @@ def test_asking_a_run_changes_nothing_in_it() -> None:
 
 def test_lines_keep_within_110_columns_and_have_no_colours() -> None:
     wide = ["number_with_a_rather_long_name_" + str(k) for k in range(60)]
-    text = csv_text([[*rng, "yes" if rng[0] > 0 else "no"] for rng in np.random.default_rng(0).normal(size=(50, 60))], "")
+    text = csv_text(
+        [[*rng, "yes" if rng[0] > 0 else "no"] for rng in np.random.default_rng(0).normal(size=(50, 60))], ""
+    )
     Path("wide.csv").write_text(",".join([*wide, "label"]) + text)
     answers = [run("learn", "wide.csv", "--model", "linear", "--engine", "reference")]
     answers += [run("data", "list"), run("data", "show", "elec2"), run("evaluate", "runs/wide.csv-learn-1", "wide.csv")]
@@ -568,7 +613,7 @@ def test_a_slow_pipe_is_learned_as_it_comes_and_ctrl_c_does_not_wait_for_it() ->
     out, err = process.communicate()
     assert json.loads(out)["records"] == 40 and b"--resume --run run" in err
     rest = b"".join([lines[0], *lines[41:]])
-    assert train("learn", "-", "--run", "run", "--resume", CLASSES, stdin=rest).json["records"] == 300
+    assert run("learn", "-", "--run", "run", "--resume", "--json", CLASSES, stdin=rest).json["records"] == 300
 
 
 @pytest.mark.slow
@@ -625,7 +670,9 @@ def test_a_terminal_gets_a_bar_and_a_pipe_does_not() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_comparison_at_once() -> None:
-    process = millstream("compare", "sea:records=60000", "--seeds", "20", "--report", "", start_new_session=True)
+    process = millstream(
+        "compare", "sea:records=60000", "--seeds", "20", "--engine", "reference", "--report", "", start_new_session=True
+    )
     time.sleep(8)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=20)

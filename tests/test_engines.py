@@ -124,6 +124,22 @@ def test_a_skipped_batch_leaves_the_running_statistics_alone() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_one_bad_record_among_batch_norm_does_not_cost_the_others() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    x, y = records(10)
+    x[3] = float("nan")
+    outcome = engine_of(model).learn(Chunk(x, y), 5)
+    assert outcome.skipped == (3,) and outcome.num_updates == 2
+    assert all(bool(torch.isfinite(buffer).all()) for buffer in model.buffers())
+    assert engine_of(model).learn(Chunk(x[2:4], y[2:4]), 2).skipped == (0, 1)
+
+
+def test_an_optimizer_that_asks_for_many_gradients_a_step_is_refused() -> None:
+    model = small_model()
+    with pytest.raises(ModelError, match="LBFGS"):
+        UpdateRule(model, losses.resolve("cross_entropy"), torch.optim.LBFGS(model.parameters()))
+
+
 def test_dropout_is_scored_in_eval_mode_and_keyed_by_position() -> None:
     x, y = records(10)
 

@@ -44,6 +44,9 @@ DAY = dt.datetime(2024, 2, 29, 12)
         (pa.array([10, 9]).dictionary_encode(), Field("c", "category", values=("9", "10"))),
         ([f"id{number}" for number in range(33)], Field("c", "category")),
         ([f"id{number}" for number in range(2000)], Field("c", "category", slots=8192)),
+        ([*map(str, range(40)), "oops"], Field("c", "number")),
+        ([*map(str, range(40)), "oops", "-", "?"], Field("c", "category")),
+        ([str(number) for number in range(40)], Field("c", "category")),
         (SENTENCES, Field("c", "text")),
         (SENTENCES[:1] * 50, Field("c", "category", values=(SENTENCES[0],))),
         ([DAY], Field("c", "time")),
@@ -128,6 +131,18 @@ def test_takes_batches_and_data_frames_and_what_it_guesses_can_be_used():
     assert infer(batch) == infer(frame) == infer(pa.table(columns))
     result = Features(infer(batch)).transform(Chunk(batch), learn=True)
     assert result.inputs["dense"].shape == (3, 7)
+
+
+def test_classes_that_are_listed_are_all_there_are():
+    target = Target("y", "class", ("a", "typo"), new="class", capacity=9)
+    schema = Schema((Field("x", "number"),), target)
+    assert parse_override("y=class:classes=a|b", schema).target == Target("y", "class", ("a", "b"))
+    assert parse_override("y=class:classes=a|b,capacity=5", schema).target.num_outputs == 5
+
+
+def test_a_column_of_numbers_with_a_mistake_is_a_target_of_numbers():
+    table = pa.table({"x": [1.0] * 200, "y": [*map(str, np.arange(199) / 4), "oops"]})
+    assert infer(table).target == Target("y", "number")
 
 
 def test_describes_a_schema_as_an_aligned_table():

@@ -148,6 +148,32 @@ def test_a_record_that_is_not_finite_is_left_out_in_both(value: float, width: in
     assert_equal(fused, reference)
 
 
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.Sigmoid(), nn.ReLU()])
+@pytest.mark.parametrize("width", [2, 130])
+def test_an_infinite_input_behind_a_saturated_unit_is_left_out_in_both(activation: nn.Module, width: int) -> None:
+    torch.manual_seed(8)
+    fused, reference = pair(nn.Sequential(nn.Linear(width, 40), activation, nn.Linear(40, 3)), "sgd", "cross_entropy")
+    x, y = records("cross_entropy", 40, width)
+    x[0, 1], x[5, 0] = float("inf"), float("-inf")
+    both_learn(fused, reference, Chunk(x, y))
+    assert_equal(fused, reference)
+    assert all(bool(torch.isfinite(p).all()) for p in fused.rule.model.parameters())
+
+
+def test_what_only_torch_understands_is_left_to_it() -> None:
+    model = nn.Linear(3, 3)
+    weighted = losses.NamedLoss("cross_entropy", class_weights=torch.ones(2))
+    assert "class weights" in FusedEngine.declines(
+        UpdateRule(model, weighted, torch.optim.SGD(model.parameters(), lr=0.1))
+    )
+    decoupled = torch.optim.Adam(model.parameters(), decoupled_weight_decay=True)
+    assert "decoupled" in FusedEngine.declines(UpdateRule(model, LOSSES["cross_entropy"], decoupled))
+    model.weight.register_hook(lambda gradient: gradient * 0)
+    assert "hooks" in FusedEngine.declines(
+        UpdateRule(model, LOSSES["cross_entropy"], torch.optim.SGD(model.parameters()))
+    )
+
+
 def test_late_labels_are_answered_as_the_reference_does() -> None:
     torch.manual_seed(4)
     fused, reference = pair(nn.Sequential(nn.Linear(130, 40), nn.ReLU(), nn.Linear(40, 3)), "sgd", "cross_entropy")

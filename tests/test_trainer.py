@@ -274,6 +274,57 @@ def test_a_run_is_not_overwritten_nor_shared_nor_mistaken(tmp_path: Path) -> Non
         same.learn(table(300), update_size=5, resume=True)
 
 
+def test_a_validation_that_fails_ends_no_epoch(tmp_path: Path) -> None:
+    def fresh(run: Path | None = None) -> Trainer:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        return Trainer(model, "cross_entropy", optimizer, scheduler=scheduler, scheduler_steps="epoch", run=run)
+
+    data = (torch.randn(100, 3, generator=torch.Generator().manual_seed(1)), torch.arange(100) % 2)
+    bad = (torch.zeros(4, 3), torch.zeros(4))
+    trainer = fresh(tmp_path)
+    with pytest.raises(DataError):
+        trainer.fit(data, epochs=3, validation=pa.table({"x": [1.0]}))
+    trainer.close()
+    trainer = fresh()
+    trainer.open(tmp_path, resume=True)
+    trainer.fit(data, epochs=3, validation=data, resume=True)
+    whole = fresh()
+    whole.fit(data, epochs=3, validation=data)
+    assert trainer.learning_rate == whole.learning_rate == pytest.approx(0.0125)
+    assert_same(everything(whole)["learner"], everything(trainer)["learner"])
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    with pytest.raises(DataError, match="whole numbers"):
+        fresh().learn(bad)
+
+
+def test_labels_that_no_output_stands_for_are_refused_wherever_they_come() -> None:
+    x, y = torch.randn(2000, 3), torch.zeros(2000).long()
+    y[1700] = 5
+    trainer = Trainer(nn.Linear(3, 2), engine="reference")
+    with pytest.raises(DataError, match="label 5 at position 1700"):
+        trainer.learn((x, y))
+    assert trainer.position == 1536, "what came before is learned"
+
+
+def test_the_place_of_refused_records_does_not_depend_on_cuts_when_labels_are_late() -> None:
+    frame = table(3000)
+    label = frame["label"].to_pylist()
+    label[900:2100] = ["unheard of"] * 1200
+    frame = frame.set_column(frame.schema.get_field_index("label"), "label", pa.array(label))
+    found = []
+    for size in (256, 1000):
+        trainer = make()
+        trainer.learner.features = millstream.Features(trainer.learner.features.schema, on_error="quarantine")  # type: ignore[union-attr]
+        trainer.learner.engine.chunk_size = lambda _, size=size: size  # type: ignore[method-assign]
+        trainer.learn(frame, label_delay=300)
+        found.append(everything(trainer))
+    assert found[0]["position"] == found[1]["position"]
+    assert_same(found[0]["learner"], found[1]["learner"])
+
+
 def test_a_plateau_scheduler_waits_for_epochs() -> None:
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -66,9 +67,14 @@ def write(folder: Path, state: State, *, keep: int = 3) -> Path:
 def read(path: Path) -> State:
     """The state in one checkpoint, in fresh memory. Raises ``CheckpointError`` when it is damaged or is none."""
     _verify(path)
-    tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    # A tensor that is mapped from the file may be unaligned, which changes the bits of later products: copy.
-    tensors = {name: torch.empty_like(t).copy_(t) for name, t in load_file(path / _TENSORS).items()}
+    try:
+        tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        # A tensor that is mapped from the file may be unaligned, which changes the bits of later products: copy.
+        tensors = {name: torch.empty_like(t).copy_(t) for name, t in load_file(path / _TENSORS).items()}
+    except (OSError, SafetensorError) as error:  # a trainer at work has dropped it meanwhile
+        raise CheckpointError(
+            got=f"a checkpoint that went away: {path}", wanted="one that stays", do="read the newest one again"
+        ) from error
     state: State = _restore(tree, tensors)
     return state
 

@@ -103,6 +103,11 @@ class LabelDelay:
         lessons = _rows(pool, np.arange(whole))
         return Arrivals(lessons, Questions(chunk, np.minimum(num_before + num_ready, whole)), known)
 
+    def pass_over(self, span: int) -> int:
+        """Places whose records were all refused: the time of a delay in records goes on. Gives the lessons: none."""
+        self._num_seen += span
+        return 0
+
     def state_dict(self) -> State:
         return {
             "version": 1,

@@ -29,6 +29,8 @@ def evaluate(learner: Learner, source: Source, *, chunk_size: int = 1024) -> dic
         num_refused += len(chunk.rejected)
         if not len(chunk):
             continue
+        if metrics is None:
+            learner.check(chunk)
         outputs, losses = learner.predict(chunk)
         if losses is None or chunk.targets is None:
             raise DataError(got="records without labels", wanted="labels to compare with", do="use predict instead")
@@ -52,6 +54,8 @@ def predictions(
     start = 0
     for chunk in source.read(size=chunk_size):
         chunk = learner.prepare(_without_labels(chunk, learner), learn=False)
+        if not start and len(chunk):
+            learner.check(chunk)
         chunk.start, start = start, start + chunk.span
         outputs = learner.predict(chunk)[0].cpu() if len(chunk) else torch.empty(0)
         task = learner.rule.loss.task

@@ -20,7 +20,7 @@ from millstream.engines import UpdateRule
 from millstream.errors import CheckpointError, DataError, ModelError
 from millstream.features import Features
 
-__all__ = ["Learner", "Scored"]
+__all__ = ["Learner", "Scored", "load_or_refuse"]
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,6 +48,7 @@ class Learner:
 
     def __init__(self, rule: UpdateRule, engine: Engine, features: Features | None = None) -> None:
         self.rule, self.engine, self.features = rule, engine, features
+        self.num_classes = 0  # of the model's outputs, once it was looked at
         self.device = next((p.device for p in rule.model.parameters()), torch.device("cpu"))
 
     def prepare(self, chunk: Chunk, *, learn: bool) -> Chunk:
@@ -72,6 +73,8 @@ class Learner:
         ``frozen`` keeps the scale of the targets as it is.
         """
         targets = _labels(chunk)
+        if self.features is None and self.rule.loss.task == "classes":
+            _check_classes(targets, self.num_classes, position)
         questions, known = None, None
         chunk.start = position
         if delay is not None:
@@ -123,9 +126,16 @@ class Learner:
                 wanted="a tensor with one row for each record",
                 do="return it from forward()",
             )
+        num_numbers = outputs[0].numel()
+        if self.features is not None and self.features.scales_targets and num_numbers != 1:
+            raise ModelError(
+                got=f"a model with {num_numbers} outputs for one number",
+                wanted="one output, since targets are scaled",
+                do="give the model one output, or tensors in place of named columns",
+            )
         if self.rule.loss.task != "classes" or chunk.targets is None:
             return
-        width = outputs.shape[-1] if outputs.ndim > 1 else 1
+        width = self.num_classes = outputs.shape[-1] if outputs.ndim > 1 else 1
         wanted = self.features.num_outputs if self.features is not None else int(chunk.targets.max()) + 1
         if width < wanted or (self.features is not None and width != wanted):
             raise ModelError(
@@ -156,18 +166,43 @@ class Learner:
                 wanted="the model and optimizer that it was made with",
                 do="build the same ones, or begin a new run",
             ) from error
-        for part, name in ((self.rule.scheduler, "scheduler"), (self.features, "features")):
-            if (part is None) != (state[name] is None):
-                raise CheckpointError(
-                    got=f"a checkpoint {'without' if state[name] is None else 'with'} {name}",
-                    wanted="what this trainer has",
-                    do=f"build the trainer {'without' if state[name] is None else 'with'} {name}",
-                )
-            if part is not None:
-                part.load_state_dict(state[name])
+        load_or_refuse(self.rule.scheduler, state["scheduler"], "a scheduler")
+        load_or_refuse(self.features, state["features"], "features")
 
     def _units(self, values: npt.NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(self.device, torch.float32)
+
+
+def _check_classes(targets: Tensor, num_classes: int, position: int) -> None:
+    """Class numbers that no output stands for are refused before they reach a loss."""
+    if targets.is_floating_point():
+        if targets.ndim == 1:
+            raise DataError(
+                got=f"labels of type {targets.dtype} for a loss of classes",
+                wanted="whole numbers, or one probability for each class",
+                do="convert them with .long(), or choose another loss",
+            )
+        return
+    if num_classes and len(targets):
+        low, high = targets.aminmax()
+        if (low < 0 and low != -100) or high >= num_classes:  # −100 is torch's own mark of a label to ignore
+            bad = int(torch.nonzero(((targets < 0) & (targets != -100)) | (targets >= num_classes))[0, 0])
+            raise DataError(
+                got=f"label {int(targets[bad])} at position {position + bad}",
+                wanted=f"0 to {num_classes - 1}, as the model has {num_classes} outputs",
+                do="correct the label, or give the model more outputs",
+            )
+
+
+def load_or_refuse(part: Any, state: State | None, name: str) -> None:
+    """Loads the state of a part that may be missing; what is in one place only is refused."""
+    if (part is None) != (state is None):
+        has = "without" if state is None else "with"
+        raise CheckpointError(
+            got=f"a checkpoint {has} {name}", wanted="what this trainer has", do=f"build the trainer {has} {name}"
+        )
+    if part is not None:
+        part.load_state_dict(state)
 
 
 def _labels(chunk: Chunk) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from millstream.contracts import Position, State
+from millstream.contracts import Chunk, Position, State
 from millstream.delay import Delay
 from millstream.errors import CheckpointError, SettingError
 from millstream.learner import Scored
@@ -50,6 +50,21 @@ class Phase:
         """Statistics of features are frozen after the first epoch of a ``fit``."""
         return self.kind == "learn" or self.epoch == 0
 
+    def advance(self, chunk: Chunk, scored: Scored | None) -> None:
+        """Counts a chunk that was dealt with."""
+        self.records += len(chunk)
+        self.place += chunk.span
+        self.position = chunk.after
+        if scored is not None:
+            self.updates += scored.num_updates
+            self.skipped += len(scored.skipped)
+
+    def line(self, learning_rate: float, metrics: dict[str, float]) -> dict[str, Any]:
+        """How it stands, as a line of metrics.jsonl."""
+        place = {"phase": self.number, "kind": self.kind, "epoch": self.epoch, "records": self.records}
+        facts = {"updates": self.updates, "skipped": self.skipped, "learning_rate": learning_rate}
+        return {**place, **facts, "metrics": metrics}
+
     def to_state(self) -> State:
         return {**dataclasses.asdict(self), "delay": None if self.delay is None else dataclasses.asdict(self.delay)}
 
@@ -87,7 +102,7 @@ def _difference(name: str, was: Any, now: Any) -> str:
 class Step:
     """What one turn of the loop did: a chunk of ``num_records``, of which ``scored`` tells the outcome."""
 
-    scored: Scored | None  # None when every record of the chunk was refused
+    scored: Scored | None = dataclasses.field(repr=False)  # None when every record of the chunk was refused
     num_records: int
     epoch: int
     place: int  # records of this epoch so far

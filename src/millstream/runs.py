@@ -115,7 +115,7 @@ class Run:
             raise SettingError(
                 got=f"a run that is open already, here or in another process: {self.folder}",
                 wanted="a run of one's own",
-                do="wait for it or close it, or name another folder with --run",
+                do="wait for it, close it (trainer.close()), or name another folder with --run",
             ) from error
 
 

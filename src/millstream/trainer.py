@@ -27,7 +27,7 @@ from millstream.delay import LabelDelay, parse_delay
 from millstream.errors import CheckpointError, DataError, MillstreamError, SettingError
 from millstream.features import Features
 from millstream.guard import SkipGuard
-from millstream.learner import Learner, Scored
+from millstream.learner import Learner, Scored, load_or_refuse
 from millstream.metrics import Metrics
 from millstream.phase import Phase, Step, Summary
 from millstream.runs import Run
@@ -179,6 +179,8 @@ class Trainer:
             if self._whole:  # what was learned before the bad record is kept
                 self.commit()
             raise
+        finally:
+            self._stop = False
         self.commit()
 
     def evaluate(self, source: Any) -> dict[str, float]:
@@ -233,14 +235,19 @@ class Trainer:
 
         Gives warnings: checkpoints that were damaged and passed over, numerics that are not those of before.
         """
-        if self.run is not None:
-            self.run.close()
+        self.close()
         self.run = Run(run, resume=resume)
         if not resume:
             return []
         state, warnings = self.run.restore()
         self.load_state_dict(state)
         return warnings
+
+    def close(self) -> None:
+        """Gives the run folder back, so that others may open it."""
+        if self.run is not None:
+            self.run.close()
+            self.run = None
 
     def state_dict(self) -> State:
         """Everything that must agree, between two chunks."""
@@ -282,8 +289,7 @@ class Trainer:
         if state["metrics"] is not None:
             self.metrics = Metrics(**state["metrics"]["settings"])
             self.metrics.load_state_dict(state["metrics"])
-        if self._per_epoch is not None and state["per_epoch"] is not None:
-            self._per_epoch.load_state_dict(state["per_epoch"])
+        load_or_refuse(self._per_epoch, state["per_epoch"], "a scheduler that steps after an epoch")
         self._whole = True
 
     # ---------------------------------------------------------------- what happens to a chunk
@@ -311,6 +317,8 @@ class Trainer:
             raise
         scored: Scored | None = None
         num_positions = chunk.span
+        if not len(chunk) and self._delay is not None:
+            num_positions = self._delay.pass_over(chunk.span)
         if len(chunk):
             if not self._checked:
                 self.learner.check(chunk)
@@ -320,15 +328,12 @@ class Trainer:
             if self.metrics is None:
                 self.metrics = Metrics(**evaluation.metrics_for(self.learner.rule.loss, scored.outputs, self._window))
             self.metrics.update(scored.outputs, scored.targets, scored.losses, scored.known)
-            phase.updates += scored.num_updates
-            phase.skipped += len(scored.skipped)
             if self._delay is not None:
                 num_positions = scored.num_learned
         if phase.epoch == 0:
             self._note_refused(chunk, scored, phase)
-        before, phase.records = phase.records, phase.records + len(chunk)
-        phase.place += chunk.span
-        phase.position = chunk.after
+        before = phase.records
+        phase.advance(chunk, scored)
         self.position += num_positions
         self._whole = True
         self._report_if_due(before, phase)
@@ -355,7 +360,7 @@ class Trainer:
             self._delay = None if at_once else LabelDelay(asked.delay, asked.update_size)  # type: ignore[arg-type]
         automatic: Literal["eval", "train"] = "eval" if asked.kind == "learn" else "train"
         self.learner.rule.scoring = automatic if self._scoring == "auto" else self._scoring
-        self._stop = self._checked = False
+        self._checked = False
         return self._phase
 
     def _in_order(self, source: Source, phase: Phase) -> Source:
@@ -364,16 +369,14 @@ class Trainer:
         return sources.Shuffled(source, seed=self.seed, epoch=self._num_epochs)
 
     def _end_epoch(self, phase: Phase, validation: Source | None) -> Step:
+        test = None if validation is None else self.evaluate(validation)  # may fail: nothing has ended yet
         phase.epoch, phase.position, phase.place = phase.epoch + 1, None, 0
         phase.finished = phase.epoch >= phase.epochs
         self._num_epochs += 1
-        test = None if validation is None else self.evaluate(validation)
-        if isinstance(self._per_epoch, ReduceLROnPlateau):
-            self._per_epoch.step((test or self._report())["loss"])
-        elif self._per_epoch is not None:
-            self._per_epoch.step()
+        if self._per_epoch is not None:
+            engines.step_after_epoch(self._per_epoch, (test or self._report()).get("loss"))
         if self.run is not None:
-            self.run.report(self._line(phase) | ({} if test is None else {"test": test}))
+            self.run.report(phase.line(self.learning_rate, self._report()) | ({} if test is None else {"test": test}))
         self.commit()
         return Step(None, 0, phase.epoch - 1, phase.place, phase.records, phase.updates, self.learning_rate, test)
 
@@ -391,9 +394,4 @@ class Trainer:
     def _report_if_due(self, before: int, phase: Phase) -> None:
         """One line per ``report_records`` records: by position, so that a resumed run writes the same lines."""
         if self.run is not None and phase.records // self._report_records > before // self._report_records:
-            self.run.report(self._line(phase))
-
-    def _line(self, phase: Phase) -> dict[str, Any]:
-        place = {"phase": phase.number, "kind": phase.kind, "epoch": phase.epoch, "records": phase.records}
-        facts = {"updates": phase.updates, "skipped": phase.skipped, "learning_rate": self.learning_rate}
-        return {**place, **facts, "metrics": self._report()}
+            self.run.report(phase.line(self.learning_rate, self._report()))

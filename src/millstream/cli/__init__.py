@@ -123,6 +123,7 @@ _json = _output(
 )
 _about_run = options(
     _run("--run", metavar="FOLDER", help="Where checkpoints and metrics go.  [default: runs/DATA-COMMAND-N]"),
+    _run("--from", "origin", metavar="RUN", help="Begin with the weights, optimizer and statistics of another run."),
     _run("--resume", is_flag=True, help="Go on where the run in --run (or the newest one) stood."),
     _run(
         "--commit-seconds",

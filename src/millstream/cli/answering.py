@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from safetensors.torch import save_file
 
-from millstream import assembly, datasets, evaluation, sources
+from millstream import assembly, checkpoint, evaluation
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import err
 from millstream.contracts import Source
@@ -30,8 +30,8 @@ _FORMATS = (".csv", ".jsonl", ".parquet", ".arrow")
 
 def evaluate(run: str, data: str, fetch: bool, device: str | None, as_json: bool) -> None:
     """Prints the metrics of a run on data."""
-    trainer = assembly.snapshot(run, device=device)
-    found = trainer.evaluate(_source(data, fetch))
+    trainer = assembly.snapshot(run, {} if device is None else {"device": device})
+    found = trainer.evaluate(_source(trainer, data, fetch))
     if as_json:
         print_json({"run": run, "data": data, "metrics": found})
         return
@@ -52,8 +52,8 @@ def predict(run: str, data: str, output: str, fetch: bool, device: str | None) -
         raise SettingError(
             got=f"--output {output}", wanted=f"a file name in {', '.join(_FORMATS)}", do="change its ending"
         )
-    trainer = assembly.snapshot(run, device=device)
-    source = _source(data, fetch)
+    trainer = assembly.snapshot(run, {} if device is None else {"device": device})
+    source = _source(trainer, data, fetch)
     num_refused = 0
     with _writer(output) as write:
         for chunk, outputs in evaluation.predictions(trainer.learner, source):
@@ -66,22 +66,16 @@ def predict(run: str, data: str, output: str, fetch: bool, device: str | None) -
 
 def export(run: str, file: str) -> None:
     """Writes the weights alone, under the names of the model's state_dict."""
-    trainer = assembly.snapshot(run, device="cpu")
-    weights = {n: t.detach().cpu().clone().contiguous() for n, t in trainer.learner.rule.model.state_dict().items()}
+    state, _, _ = checkpoint.newest(Path(run) / "checkpoints")
+    weights = {name: tensor.clone() for name, tensor in state["learner"]["model"].items()}  # aliases as well
     with _replacing(Path(file)) as draft:
         save_file(weights, draft)
     print(f"{file}: {len(weights)} tensors, {sum(t.numel() for t in weights.values()):,} numbers")
 
 
-def _source(name: str, fetch: bool) -> Source:
-    """Test records of a public data set, if it has some; else all that the name stands for."""
-    if assembly.is_known(name):
-        known = datasets.load(name, fetch=fetch)
-        return known.test or known.train
-    if name == "-":
-        return sources.as_source(name)
-    assembly.check_name(name)
-    return sources.FileSource(name)
+def _source(trainer: Trainer, name: str, fetch: bool) -> Source:
+    features = trainer.learner.features
+    return assembly.open_questions(name, None if features is None else features.schema, fetch=fetch)
 
 
 def _answers(trainer: Trainer, outputs: Any, numbers: Any) -> pa.RecordBatch:

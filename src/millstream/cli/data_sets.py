@@ -24,7 +24,7 @@ def show_all(as_json: bool) -> None:
     rows = [
         (
             item.name,
-            item.title if len(item.title) <= 52 else item.title[:51] + "…",
+            item.title if len(item.title) <= 50 else item.title[:49] + "…",
             item.task,
             "endless" if item.rows is None else f"{item.rows:,}",
             f"{item.test_rows:,}" if item.test_rows else "",

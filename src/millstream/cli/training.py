@@ -33,6 +33,10 @@ _OF_A_RECIPE = (
     *("model", "loss", "optimizer", "learning_rate", "weight_decay", "clip_norm", "clip_value", "class_weights"),
     *("engine", "device", "seed", "window", "max_skips", "on_error", "nonfinite"),
 )
+_MAY_CHANGE = (  # in a run that begins with the weights of another one
+    *("learning_rate", "weight_decay", "clip_norm", "clip_value", "engine", "device"),
+    *("seed", "window", "max_skips", "on_error", "nonfinite"),
+)
 _OF_THE_COLUMNS = ("target", "columns", "time", "label_time")
 _MOST_COLUMNS, _MOST_WIDTH = 20, 110  # of the table of columns
 
@@ -42,7 +46,8 @@ def run(kind: str, options: dict[str, Any], given: set[str]) -> None:
     torch.set_num_threads(options["threads"])
     if options.get("label_delay") is not None:
         parse_delay(options["label_delay"])
-    options = {**options, "class_weights": numbers("--class-weights", options["class_weights"])}
+    weights = numbers("--class-weights", options["class_weights"])
+    options = {**options, "class_weights": weights, "device": options["device"] or "cpu"}
     trainer, data, folder = _prepared(kind, options, given)
     if not options["as_json"]:
         for line in _welcome(kind, data, trainer, folder):
@@ -76,13 +81,30 @@ def _prepared(kind: str, options: dict[str, Any], given: set[str]) -> tuple[Trai
     folder = _folder(kind, options)
     is_object = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None and not assembly.is_known(name)
     if not is_object or Path(name).exists():
-        data = _opened(kind, options)
-        return _trainer(data, folder, options, given), data, folder
+        return _from_recipe(kind, options, given, folder)
     trainer, data = _from_object(options, given)
     if trainer.run is not None and not options["run"] and not options["resume"]:
         return trainer, data, trainer.run.folder
     for warning in trainer.open(folder, resume=options["resume"]):
         err.print(f"millstream: {warning}")
+    return trainer, data, folder
+
+
+def _from_recipe(kind: str, options: dict[str, Any], given: set[str], folder: Path) -> tuple[Trainer, Data, Path]:
+    """A new trainer, that of the run to be resumed, or that of another run in a folder of its own."""
+    if not options["origin"] and not options["resume"]:
+        data = _opened(kind, options, None)
+        recipe = Recipe(data.schema, **{name: options[name] for name in _OF_A_RECIPE})
+        return assembly.build(recipe, run=folder, commit_seconds=options["commit_seconds"]), data, folder
+    trainer = _descended(options, given) if options["origin"] else _resumed(folder, options, given)
+    assert trainer.learner.features is not None
+    data = _opened(kind, options, trainer.learner.features.schema)
+    if options["origin"]:
+        trainer.open(folder)
+    elif isinstance(data.train, sources.StdinSource):  # what came before is learned; this is what comes after it
+        phase = trainer.state_dict()["phase"]
+        data.train.stands_at = phase["position"] or 0
+        options["resume"] = not phase["finished"]  # a pipe that ended is one phase, this one is the next
     return trainer, data, folder
 
 
@@ -112,7 +134,8 @@ def _steps(kind: str, trainer: Trainer, data: Data, options: dict[str, Any]) -> 
     )
 
 
-def _opened(kind: str, options: dict[str, Any]) -> Data:
+def _opened(kind: str, options: dict[str, Any], schema: Schema | None) -> Data:
+    """The data; with the ``schema`` of a run, read as it says."""
     if options["source"]:
         raise SettingError(
             got=f"{options['source']!r} beside {options['data']!r}",
@@ -135,6 +158,7 @@ def _opened(kind: str, options: dict[str, Any]) -> Data:
         columns=options["columns"],
         time=options["time"],
         label_time=options["label_time"],
+        schema=schema,
         test=test,
         fetch=options["fetch"],
         on_error=options["on_error"],
@@ -142,38 +166,46 @@ def _opened(kind: str, options: dict[str, Any]) -> Data:
     )
 
 
-def _trainer(data: Data, folder: Path, options: dict[str, Any], given: set[str]) -> Trainer:
-    chosen = {name: options[name] for name in _OF_A_RECIPE} | {"device": options["device"] or "cpu"}
-    if not options["resume"]:
-        return assembly.build(Recipe(data.schema, **chosen), run=folder, commit_seconds=options["commit_seconds"])
+def _resumed(folder: Path, options: dict[str, Any], given: set[str]) -> Trainer:
+    """The trainer of a run, whose settings must be those that it began with."""
     trainer = assembly.load(folder, commit_seconds=options["commit_seconds"])
-    assert trainer.spec is not None and trainer.learner.features is not None
+    assert trainer.spec is not None
     began = Recipe.from_json(trainer.spec)
     for name in _OF_A_RECIPE:
-        if name in given and chosen[name] != getattr(began, name):
+        was = getattr(began, name)
+        if name in given and options[name] != was:
             raise SettingError(
-                got=f"--{name.replace('_', '-')} {chosen[name]} for a run that began with {getattr(began, name)}",
+                got=f"--{_option(name)} {options[name]} for a run that began with {was}",
                 wanted="the settings that it began with",
-                do="leave the option out, or begin a new run",
+                do="leave the option out, or begin a new run (--from carries its weights over)",
             )
-    if isinstance(data.train, sources.StdinSource):  # what came before is learned; this is what comes after it
-        data.train.stands_at = trainer.state_dict()["phase"]["position"] or 0
-    elif data.schema != trainer.learner.features.schema:
-        raise SettingError(
-            got="columns that are not read as they were when the run began",
-            wanted="the same data, and the same --target, --column, --time and --label-time",
-            do="repeat the first command with --resume",
-        )
     return trainer
+
+
+def _descended(options: dict[str, Any], given: set[str]) -> Trainer:
+    """The trainer of another run, which stays as it is."""
+    fixed = sorted(given & {*_OF_A_RECIPE, "resume"} - {*_MAY_CHANGE})
+    if fixed:
+        raise SettingError(
+            got=f"--{_option(fixed[0])} beside --from {options['origin']}",
+            wanted="that run's own model, loss and optimizer" if fixed[0] != "resume" else "one of the two",
+            do="leave it out" if fixed[0] != "resume" else "write --resume --run FOLDER to go on in a folder",
+        )
+    changes = {name: options[name] for name in _MAY_CHANGE if name in given}
+    return assembly.snapshot(options["origin"], changes, commit_seconds=options["commit_seconds"])
+
+
+def _option(name: str) -> str:
+    return {"columns": "column"}.get(name, name.replace("_", "-"))
 
 
 def _from_object(options: dict[str, Any], given: set[str]) -> tuple[Trainer, Data]:
     """A person's own trainer (or a function that makes one), with its data."""
     name = options["data"]
-    idle = sorted(given & {*_OF_A_RECIPE, *_OF_THE_COLUMNS, "commit_seconds"} - {"seed", "on_error"})
+    idle = sorted(given & {*_OF_A_RECIPE, *_OF_THE_COLUMNS, "commit_seconds", "origin"} - {"seed", "on_error"})
     if idle:
         raise SettingError(
-            got=f"--{idle[0].replace('_', '-').removesuffix('s')} beside the Python object {name}",
+            got=f"--{_option(idle[0])} beside the Python object {name}",
             wanted="settings of the trainer where it is made",
             do=f"set it in {name.partition(':')[0]}.py",
         )
@@ -198,7 +230,7 @@ def _from_object(options: dict[str, Any], given: set[str]) -> tuple[Trainer, Dat
     if isinstance(source, str):
         data = assembly.open_data(
             source,
-            target=None if schema.target is None else schema.target.name,
+            schema=schema if parts is not None else None,
             test=options["test"],
             fetch=options["fetch"],
             on_error=options["on_error"],
@@ -215,7 +247,7 @@ def _folder(kind: str, options: dict[str, Any]) -> Path:
     """The run folder: as named, else runs/DATA-COMMAND-N with the next free N (with --resume: the last one)."""
     if options["run"]:
         return Path(options["run"])
-    stem = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(options["data"]).name.split(":")[0]).strip("-") or "stdin"
+    stem = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(options["data"]).name.split(":")[0]).strip("-.") or "stdin"
     taken = [
         int(path.name.rpartition("-")[2])
         for path in Path("runs").glob(f"{stem}-{kind}-*")

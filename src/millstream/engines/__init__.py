@@ -8,10 +8,10 @@ from collections.abc import Callable
 from millstream.contracts import Engine
 from millstream.engines.fused import FusedEngine
 from millstream.engines.reference import ReferenceEngine
-from millstream.engines.rule import UpdateRule
+from millstream.engines.rule import UpdateRule, step_after_epoch
 from millstream.errors import SettingError
 
-__all__ = ["NAMES", "FusedEngine", "ReferenceEngine", "UpdateRule", "choose"]
+__all__ = ["NAMES", "FusedEngine", "ReferenceEngine", "UpdateRule", "choose", "step_after_epoch"]
 
 _log = logging.getLogger("millstream")
 _FASTEST_FIRST: dict[str, tuple[Callable[[UpdateRule], Engine], Callable[[UpdateRule], str]]] = {

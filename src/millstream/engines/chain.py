@@ -71,6 +71,7 @@ class Chain:
     criterion: Criterion
     optimizer: int
     dtype: torch.dtype
+    flattens: bool  # inputs of more than two dimensions are welcome
 
     @property
     def widths(self) -> list[int]:
@@ -95,7 +96,8 @@ def read(rule: UpdateRule) -> Chain | str:
     reason = _refused_rule(rule) or _refused_parameters(rule, layers)
     if reason:
         return reason
-    return Chain(layers, criterion, _OPTIMIZERS[type(rule.optimizer)], layers[0].linear.weight.dtype)
+    flattens = any(isinstance(part, nn.Flatten) for part in _parts(rule.model))
+    return Chain(layers, criterion, _OPTIMIZERS[type(rule.optimizer)], layers[0].linear.weight.dtype, flattens)
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -120,7 +122,9 @@ def _layers(model: nn.Module) -> tuple[Layer, ...] | str:
             return f"{kind.__name__} has hooks"
         if kind is nn.Linear:
             found.append(Layer(part))  # type: ignore[arg-type]
-        elif kind is nn.Identity or (isinstance(part, nn.Flatten) and not found and part.start_dim == 1):
+        elif kind is nn.Identity or (
+            isinstance(part, nn.Flatten) and not found and part.start_dim == 1 and part.end_dim == -1
+        ):
             continue  # records come flat in any case
         elif kind in _ACTIVATIONS and found and found[-1].activation == activations.IDENTITY:
             code, attribute = _ACTIVATIONS[kind]
@@ -139,6 +143,8 @@ def _criterion(rule: UpdateRule, num_outputs: int) -> Criterion | str:
     if not isinstance(loss, NamedLoss):
         return f"loss {loss.name} is not a named one"
     weights = loss.class_weights
+    if weights is not None and len(weights) != (2 if loss.task == "binary" else num_outputs):
+        return f"{len(weights)} class weights for {num_outputs} outputs"
     if loss.name == "cross_entropy" and num_outputs < 2:
         return "cross-entropy of one output"
     kind = _LOSSES[loss.name.partition(":")[0]]
@@ -156,8 +162,11 @@ def _refused_rule(rule: UpdateRule) -> str:
     for group in optimizer.param_groups:
         if any(isinstance(value, Tensor) for value in group.values()):
             return "a learning rate that is a tensor"
-        if group.get("amsgrad") or group.get("differentiable"):
-            return "an option of the optimizer (amsgrad or differentiable)"
+        option = next((o for o in ("amsgrad", "differentiable", "decoupled_weight_decay") if group.get(o)), "")
+        if option and not (type(optimizer) is torch.optim.AdamW and option == "decoupled_weight_decay"):
+            return f"the optimizer's option {option}"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "hooks of the optimizer"
     return ""
 
 
@@ -167,6 +176,8 @@ def _refused_parameters(rule: UpdateRule, layers: tuple[Layer, ...]) -> str:
         return "parameters that are tied"
     if {id(p) for p in parameters} != {id(p) for p in rule.model.parameters()}:
         return "parameters outside the chain"
+    if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+        return "hooks of a parameter"
     kinds = {(p.device.type, p.dtype) for p in parameters}
     if len(kinds) > 1 or not kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}:
         return "parameters that are not all float32 (or all float64) on the CPU"

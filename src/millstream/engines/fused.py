@@ -91,7 +91,9 @@ class FusedEngine:
         widths = self._chain.widths
         if not isinstance(inputs, Tensor) or targets is None or inputs.dtype != self._chain.dtype:
             return None
-        if inputs.ndim < 2 or inputs[0].numel() != widths[0]:
+        if inputs.ndim != 2 and not (inputs.ndim > 2 and self._chain.flattens):
+            return None
+        if inputs[0].numel() != widths[0] or self._chain.layers[0].linear.weight.dtype != self._chain.dtype:
             return None
         num = len(inputs)
         classes, numbers = np.zeros(num, np.int64), np.zeros((num, widths[-1]), self._number)

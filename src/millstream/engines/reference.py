@@ -34,8 +34,8 @@ class ReferenceEngine:
         self._device = next((p.device for p in self._parameters), torch.device("cpu"))
 
     def chunk_size(self, update_size: int) -> int:
-        """About 512 records or 64 updates: often enough to look up, seldom enough to cost nothing."""
-        return max(512 // update_size, 64) * update_size
+        """512 to 4,096 records in whole updates: often enough to look up, seldom enough to cost nothing."""
+        return max(1, min(4096, max(512, 64 * update_size)) // update_size) * update_size
 
     def learn(self, chunk: Chunk, update_size: int, questions: Questions | None = None) -> Outcome:
         if update_size == 1:
@@ -83,8 +83,10 @@ class ReferenceEngine:
         losses = rule.loss(outputs, _labels(part))
         left_out: list[int] = []
         if not self._gradient_is_finite(losses, part.weights):
-            left_out = self._not_finite(part)
             self._put_back(before)
+            left_out = self._not_finite(part)
+            if self._modes.batch_norm is not None and len(left_out) == len(part) - 1:
+                left_out = list(range(len(part)))  # one record that is left has no statistics of its own
             if len(left_out) < len(part):
                 rest = part.select(np.setdiff1d(np.arange(len(part)), left_out))
                 again = rule.loss(rule.model(rest.inputs), _labels(rest))

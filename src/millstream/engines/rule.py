@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from millstream.contracts import Loss
 from millstream.errors import ModelError, SettingError
 
-__all__ = ["Modes", "UpdateRule"]
+__all__ = ["Modes", "UpdateRule", "step_after_epoch"]
 
 _ALL_RECORDS_AT_ONCE = (nn.modules.batchnorm._BatchNorm,)
 _RANDOM_IN_TRAINING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
@@ -40,7 +40,14 @@ class UpdateRule:
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one that began, as JSON."""
-        return {"loss": self.loss.name, "clip_norm": self.clip_norm, "clip_value": self.clip_value}
+        weights = getattr(self.loss, "class_weights", None)
+        return {
+            "loss": self.loss.name,
+            "class_weights": None if weights is None else weights.tolist(),
+            "label_smoothing": getattr(self.loss, "label_smoothing", 0.0),
+            "clip_norm": self.clip_norm,
+            "clip_value": self.clip_value,
+        }
 
     def __post_init__(self) -> None:
         owned = {id(p) for p in self.model.parameters()}
@@ -50,6 +57,10 @@ class UpdateRule:
                 got=f"an optimizer with {len(foreign)} parameters that the model does not have",
                 wanted="the model's own parameters",
                 do="make the optimizer after the model: torch.optim.SGD(model.parameters(), …)",
+            )
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            raise ModelError(
+                got="optimizer LBFGS", wanted="one that takes one gradient a step", do="use SGD, Adam or another one"
             )
         for name in ("clip_norm", "clip_value"):
             bound = getattr(self, name)
@@ -91,6 +102,16 @@ class Modes:
                 wanted="layers that are defined for one record",
                 do="use GroupNorm or LayerNorm, a larger batch, or .eval() on that layer before training to freeze it",
             )
+
+
+def step_after_epoch(scheduler: LRScheduler, loss: float | None) -> None:
+    """One step of a schedule by epochs. ``loss`` is for those that wait for a plateau; without one they wait on."""
+    # Schedulers warn unless they saw the optimizer step, which a compiled or a resumed epoch does not show them.
+    scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step()
+    elif loss is not None:
+        scheduler.step(loss)
 
 
 def _is_random(part: nn.Module) -> bool:

@@ -6,6 +6,7 @@ This file knows Arrow tables; it knows no source and no tensors. What it cannot 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,9 @@ def infer(
     return Schema(fields, wanted, weight, time, label_time)
 
 
-def _first_records(sample: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
+def _first_records(sample: pa.Table | pa.RecordBatch | list[dict[str, Any]]) -> pa.RecordBatch:
+    if isinstance(sample, list):
+        sample = pa.Table.from_pylist(sample)  # records as dicts of named values
     table = pa.table(sample) if hasattr(sample, "__arrow_c_stream__") else pa.Table.from_batches([sample])
     batches = table.slice(0, SAMPLE).combine_chunks().to_batches()
     if not batches or not batches[0].num_rows or not batches[0].num_columns:

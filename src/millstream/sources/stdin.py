@@ -75,6 +75,7 @@ class StdinSource:
         self._line = 1
         self.stands_at = 0
         self.modified = [uuid.uuid4().hex]  # the same columns do not mean the same records
+        self._block: Block | None = None  # the text of what is held
         self._held: Chunk | None = None
         self._place = 0
         self._error: MillstreamError | None = None
@@ -106,9 +107,11 @@ class StdinSource:
         self._pipe.is_stopped = True
 
     def declare(self, types: Declared) -> None:
-        """Reads columns as these types from now on; to be called before anything is read."""
+        """Reads columns as these types; to be called before anything is handed out, but it may have been peeked at."""
         self.schema = settled_schema(self.schema, types, None, self.name)
         self._parser = Parser(self._format, self.schema, self._parser.on_error)
+        if self._block is not None:
+            self._held, self._error = self._parser.parse(self._block, self.name)
 
     def peek(self, size: int) -> Chunk | None:
         """The first records of those that have arrived, which ``read`` will hand out nevertheless; None at the end."""
@@ -142,14 +145,14 @@ class StdinSource:
         while self._held is None or self._place == self._held.span:
             if self._error is not None:
                 raise self._error
-            block = self._block()
-            if block is None:
+            self._block = self._next_block()
+            if self._block is None:
                 return None
-            self._held, self._error = self._parser.parse(block, self.name)
+            self._held, self._error = self._parser.parse(self._block, self.name)
             self._place = 0
         return self._held
 
-    def _block(self) -> Block | None:
+    def _next_block(self) -> Block | None:
         """The whole records that have arrived; waits for the first of them."""
         while True:
             end = len(self._text) if self._ended else self._format.last_end(self._text)

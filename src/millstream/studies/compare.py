@@ -253,7 +253,7 @@ class _Study:
         size = size or f"{'mini' if arm['kind'] == 'batch' else 'micro'}-batches of {arm['update_size']}"
         if arm["kind"] == "batch" and self._plan.epochs > 1:
             size += f", {self._plan.epochs} passes"
-        best = ", its best" if "grid" in arm or name.endswith("_tuned") else ""
+        best = ", chosen in a trial" if "grid" in arm or name.endswith("_tuned") else ""
         return f"{arm['kind'].replace('_', '-')}: {size}, η = {arm['learning_rate']:g}{best}"
 
     def _result(self, strategies: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -308,10 +308,11 @@ def _times_to_target(strategies: dict[str, dict[str, Any]], metric: str, target:
     """Seconds until each arm's curve reaches a score: the one asked for, or the one that every tuned arm reaches."""
     key, sign = f"test_{metric}", 1 if metric == "accuracy" else -1
     tuned = [arm for name, arm in strategies.items() if name.endswith("_tuned")] or list(strategies.values())
-    reached = [max(sign * point[key] for point in arm["curve"]) for arm in tuned]
-    goal = target if target is not None else sign * min(reached)
+    scored = {id(arm): [point for point in arm["curve"] if point.get(key) is not None] for arm in strategies.values()}
+    reached = [max(sign * point[key] for point in scored[id(arm)]) for arm in tuned if scored[id(arm)]]
+    goal = target if target is not None else (sign * min(reached) if reached else None)
     for arm in strategies.values():
-        times = [point["seconds"] for point in arm["curve"] if sign * point[key] >= sign * goal]
+        times = [p["seconds"] for p in scored[id(arm)] if goal is not None and sign * p[key] >= sign * goal]
         arm["time_to_target"] = times[0] if times else None
     return goal
 

@@ -61,4 +61,4 @@ def _gradient(trainer: Trainer, chunk: Chunk) -> Tensor:
     parameters = [p for p in rule.model.parameters() if p.requires_grad]
     objective = rule.loss(rule.model(chunk.inputs), targets).mean()
     gradients = torch.autograd.grad(objective, parameters, allow_unused=True)
-    return torch.cat([g.flatten() for g in gradients if g is not None])
+    return torch.cat([g.to_dense().flatten() for g in gradients if g is not None])

@@ -113,7 +113,7 @@ def _seconds_per_record(data: Data, recipe: Recipe, update_size: int) -> float:
     """Measured on a few hundred records, after a warm-up."""
     trainer: Any = build(recipe)
     num = min(data.train.num_records or 0, 300 if update_size == 1 else 40 * update_size)
-    for first, last in ((0, num // 5), (0, num)):
+    for first, last in ((0, max(1, num // 5)), (0, num)):
         started = time.perf_counter()
         part = sources.Subset(data.train, np.arange(first, last))
         trainer.learn(part, update_size=update_size)

@@ -217,8 +217,12 @@ def _deltas(
             squared_delta += delta[o] * delta[o]
         for i in range(num_in):
             squared_input += source[i] * source[i]
-        if trained[layer, 0] and squared_delta != 0:  # 0 times a square that overflows is 0 here
-            total += squared_delta * squared_input
+        if trained[layer, 0]:
+            if squared_delta != 0:
+                total += squared_delta * squared_input
+            elif not squared_input < np.inf:  # 0 times a square that overflows is 0; 0 times infinity is not
+                for i in range(num_in):
+                    total += like.dtype.type(0) if abs(source[i]) < np.inf else like.dtype.type(np.inf)
         if trained[layer, 1]:
             total += squared_delta
         if layer > 0:
