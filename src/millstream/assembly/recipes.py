@@ -39,7 +39,7 @@ class Recipe:
 
     schema: Schema
     model: str = "mlp:256"
-    loss: str = ""  # "": cross_entropy for classes, mse for numbers
+    loss: str = ""  # "": cross_entropy for classes, huber for numbers
     optimizer: str = "sgd"
     learning_rate: float = 0.01
     weight_decay: float = 0.0
@@ -53,6 +53,12 @@ class Recipe:
     max_skips: int = 100
     on_error: Literal["stop", "quarantine"] = "stop"
     nonfinite: Literal["error", "skip", "impute"] = "error"
+
+    @property
+    def loss_name(self) -> str:
+        """The loss that is meant. For numbers one whose gradient is bounded: one record must not throw a model."""
+        target = self.schema.target
+        return self.loss or ("huber" if target is not None and target.kind == "number" else "cross_entropy")
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -89,9 +95,7 @@ def build(recipe: Recipe, *, run: str | Path | None = None, **settings: Any) -> 
         raise DataError(got="data without a label", wanted="the column to predict", do="name it with --target COLUMN")
     parts = features.Features(recipe.schema, on_error=recipe.on_error, nonfinite=recipe.nonfinite)
     device = _device(recipe.device)
-    loss = losses.resolve(
-        recipe.loss or ("cross_entropy" if target.kind == "class" else "mse"), _class_weights(recipe, device)
-    )
+    loss = losses.resolve(recipe.loss_name, _class_weights(recipe, device))
     _check_loss(loss, recipe.schema)
     num_outputs = 1 if loss.task == "binary" else parts.num_outputs
     with torch.random.fork_rng(devices=[]):

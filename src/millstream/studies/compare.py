@@ -277,7 +277,7 @@ class _Study:
             "model": recipe.model,
             "seed": recipe.seed,
             "seeds": len(plan.seeds),
-            "loss": recipe.loss or ("cross_entropy" if target.kind == "class" else "mse"),
+            "loss": recipe.loss_name,
             "optimizer": recipe.optimizer,
             "engine": next(iter(strategies.values()))["engine"],
             "budget": plan.describe(),
