@@ -100,7 +100,7 @@ class Modes:
             raise ModelError(
                 got=f"{self.batch_norm} in train mode with an update of one record",
                 wanted="layers that are defined for one record",
-                do="use GroupNorm or LayerNorm, a larger batch, or .eval() on that layer before training to freeze it",
+                do="use GroupNorm, LayerNorm or a batch size that leaves no single record over, or freeze it by .eval()",
             )
 
 
