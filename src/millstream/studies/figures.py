@@ -104,8 +104,9 @@ def _focus(lines: Sequence[Line], rules: Sequence[Rule], is_high_better: bool) -
         return None
     low, high = min(late), max(late)
     reach = max(0.6 * (high - low), 0.01 if is_high_better else 0.1 * abs(high))
-    low = max(min(*everything, low), low - (reach if is_high_better else 0))
-    high = min(max(*everything, high), high + (0 if is_high_better else reach))
+    # The good end is never cut: a line that was better at first and fell must be seen to fall.
+    low = max(min(*everything, low), low - reach) if is_high_better else min(*everything, low)
+    high = max(*everything, high) if is_high_better else min(max(*everything, high), high + reach)
     margin = 0.05 * (high - low)
     return low - margin, min(high + margin, 1.0) if is_high_better and high < 1 else high + margin
 
