@@ -100,7 +100,7 @@ class Modes:
             raise ModelError(
                 got=f"{self.batch_norm} in train mode with an update of one record",
                 wanted="layers that are defined for one record",
-                do="use GroupNorm, LayerNorm or a batch size that leaves no single record over, or freeze it by .eval()",
+                do="use GroupNorm, LayerNorm or a batch size that leaves no single record, or freeze it by .eval()",
             )
 
 
