@@ -36,15 +36,15 @@ _FIX = "fix the record, declare the column as another kind, or set on_error='qua
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """The names most like ``name``, or the first ones, for a message.
+    """The names to choose from, those most like ``name`` first, for a message.
 
-    >>> near("colour", ["color", "size"])
-    'color'
+    >>> near("colour", ["size", "color"])
+    'color, size'
     """
     names = list(names)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    shown = close or names[:8]
-    return ", ".join(shown) + (", …" if not close and len(names) > len(shown) else "")
+    shown = list(dict.fromkeys([*close, *names]))[:8]
+    return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
 
 
 def find(batch: pa.RecordBatch, name: str) -> pa.Array:
