@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint docs bench clean
+.PHONY: help demo test test-all check lint bench clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -25,9 +25,6 @@ test-all: $(READY) ## every test, the slow ones and those that fetch data too
 
 lint: $(READY)   ## style, types and the direction of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
-
-docs: $(READY)   ## write the options of the commands into the documents
-	$(BIN)/cog -r README.md README.zh-CN.md docs/*.md
 
 bench: $(READY)  ## the measurements that the README quotes
 	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/engines.py && $(BIN)/python benchmarks/reading.py

@@ -93,7 +93,8 @@ def bare_loop(name: str, x: Tensor, y: Tensor, size: int) -> float:
 def trainer_loop(name: str, x: Tensor, y: Tensor, size: int) -> tuple[float, float]:
     """Seconds of `Trainer.learn`, and of them the seconds outside the engine."""
     model = model_of(name)
-    trainer = Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.01))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, "cross_entropy", optimizer, engine="reference")
     timed = TimedEngine(trainer.learner.engine)
     trainer.learner.engine = timed
     started = time.perf_counter()

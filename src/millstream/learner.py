@@ -184,7 +184,8 @@ def _check_classes(targets: Tensor, num_classes: int, position: int) -> None:
             )
         return
     if num_classes and len(targets):
-        low, high = targets.aminmax()
+        few = targets.tolist() if targets.ndim == 1 and len(targets) < 16 else targets.aminmax()
+        low, high = min(few), max(few)
         if (low < 0 and low != -100) or high >= num_classes:  # −100 is torch's own mark of a label to ignore
             bad = int(torch.nonzero(((targets < 0) & (targets != -100)) | (targets >= num_classes))[0, 0])
             raise DataError(
