@@ -307,6 +307,18 @@ def test_labels_that_no_output_stands_for_are_refused_wherever_they_come() -> No
     with pytest.raises(DataError, match="label 5 at position 1700"):
         trainer.learn((x, y))
     assert trainer.position == 1536, "what came before is learned"
+    y[0] = -1
+    with pytest.raises(DataError, match="label -1 at position 0"):
+        Trainer(nn.Linear(3, 2)).learn((x, y))
+
+
+def test_what_was_learned_before_a_bad_label_is_committed(tmp_path: Path) -> None:
+    x, y = torch.randn(2000, 3), torch.zeros(2000).long()
+    y[1700] = 5
+    trainer = Trainer(nn.Linear(3, 2), engine="reference", run=tmp_path)
+    with pytest.raises(DataError, match="label 5"):
+        trainer.learn((x, y))
+    assert checkpoint.newest(tmp_path / "checkpoints")[0]["position"] == 1536
 
 
 def test_the_place_of_refused_records_does_not_depend_on_cuts_when_labels_are_late() -> None:

@@ -22,6 +22,8 @@ from millstream.features import Features
 
 __all__ = ["Learner", "Scored", "load_or_refuse"]
 
+_IGNORED = -100  # torch's own mark of a label that has no loss
+
 
 @dataclasses.dataclass(slots=True)
 class Scored:
@@ -61,6 +63,8 @@ class Learner:
                     do="pass features=Features(infer(table, target=…)) to the Trainer",
                 )
             chunk = self.features.transform(chunk, learn=learn)
+        elif chunk.targets is not None and self.rule.loss.task == "classes":
+            _check_classes(chunk.targets, self.num_classes, chunk.start)
         if self.device.type != "cpu":
             chunk.inputs = _moved(chunk.inputs, self.device)
             chunk.targets = None if chunk.targets is None else chunk.targets.to(self.device, non_blocking=True)
@@ -73,8 +77,6 @@ class Learner:
         ``frozen`` keeps the scale of the targets as it is.
         """
         targets = _labels(chunk)
-        if self.features is None and self.rule.loss.task == "classes":
-            _check_classes(targets, self.num_classes, position)
         questions, known = None, None
         chunk.start = position
         if delay is not None:
@@ -102,11 +104,16 @@ class Learner:
         targets = chunk.targets
         if self.features is None or not self.features.scales_targets:
             return raw, None if targets is None else self.rule.loss(raw, targets)
-        _, shift, scale = self.features.scale_targets(torch.empty(0), learn=False)
-        outputs = raw.reshape(len(raw)) * float(scale[0]) + float(shift[0])
-        if targets is None:
-            return outputs, None
-        return outputs, self.rule.loss(raw, ((targets - float(shift[0])) / float(scale[0])).to(raw.dtype))
+        shift, scale = self._scale_of_targets()
+        outputs = raw.reshape(len(raw)) * scale + shift
+        return outputs, None if targets is None else self.rule.loss(raw, self.scaled(targets).to(raw.dtype))
+
+    def scaled(self, targets: Tensor) -> Tensor:
+        """Targets as the loss takes them, by the scale that is known now; nothing is learned."""
+        if self.features is None or not self.features.scales_targets:
+            return targets
+        shift, scale = self._scale_of_targets()
+        return (targets - shift) / scale
 
     def check(self, chunk: Chunk) -> None:
         """Predicts one record before the first update: a model that does not fit the data is refused at once."""
@@ -169,6 +176,11 @@ class Learner:
         load_or_refuse(self.rule.scheduler, state["scheduler"], "a scheduler")
         load_or_refuse(self.features, state["features"], "features")
 
+    def _scale_of_targets(self) -> tuple[float, float]:
+        assert self.features is not None
+        _, shift, scale = self.features.scale_targets(torch.empty(0), learn=False)
+        return float(shift[0]), float(scale[0])
+
     def _units(self, values: npt.NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(self.device, torch.float32)
 
@@ -183,16 +195,20 @@ def _check_classes(targets: Tensor, num_classes: int, position: int) -> None:
                 do="convert them with .long(), or choose another loss",
             )
         return
-    if num_classes and len(targets):
-        few = targets.tolist() if targets.ndim == 1 and len(targets) < 16 else targets.aminmax()
-        low, high = min(few), max(few)
-        if (low < 0 and low != -100) or high >= num_classes:  # −100 is torch's own mark of a label to ignore
-            bad = int(torch.nonzero(((targets < 0) & (targets != -100)) | (targets >= num_classes))[0, 0])
-            raise DataError(
-                got=f"label {int(targets[bad])} at position {position + bad}",
-                wanted=f"0 to {num_classes - 1}, as the model has {num_classes} outputs",
-                do="correct the label, or give the model more outputs",
-            )
+    if not len(targets):
+        return
+    few = targets.tolist() if targets.ndim == 1 and len(targets) < 16 else targets.aminmax()
+    if min(few) >= 0 and (max(few) < num_classes or not num_classes):
+        return
+    bad = (targets < 0) & (targets != _IGNORED)
+    if num_classes:
+        bad |= targets >= num_classes
+    for place in torch.nonzero(bad)[:1, 0].tolist():
+        raise DataError(
+            got=f"label {targets[place].max().item()} at position {position + place}",
+            wanted=f"0 to {num_classes - 1}, as the model has {num_classes} outputs" if num_classes else "0 or more",
+            do="correct the label, or give the model more outputs",
+        )
 
 
 def load_or_refuse(part: Any, state: State | None, name: str) -> None:

@@ -57,14 +57,15 @@ class Run:
         with storage_errors(self.folder, do=checkpoint.GO_ON):
             self._metrics = self._open("metrics.jsonl", keep=resume)
             self._dead_letters = self._open("dead_letters.jsonl", keep=resume)
+        self._lines = {"metrics": self._metrics, "dead_letters": self._dead_letters}
         # A run that is dropped gives its lock back, whether or not anybody closed it.
-        self.close = weakref.finalize(self, _close, (self._metrics, self._dead_letters, self._lock))
+        self.close = weakref.finalize(self, _close, (*self._lines.values(), self._lock))
 
     def commit(self, state: State) -> Path:
         """Makes the lines and the state durable, lines first: a state never speaks of lines that are not there."""
         with storage_errors(self.folder, do=checkpoint.GO_ON):
             sizes = {}
-            for name, file in (("metrics", self._metrics), ("dead_letters", self._dead_letters)):
+            for name, file in self._lines.items():
                 file.flush()
                 os.fsync(file.fileno())
                 sizes[name] = file.tell()
@@ -75,7 +76,7 @@ class Run:
         """The newest whole state, the lines cut back to it, and warnings: damaged checkpoints, other numerics."""
         state, _, problems = checkpoint.newest(self.checkpoints)
         with storage_errors(self.folder, do=checkpoint.GO_ON):
-            for name, file in (("metrics", self._metrics), ("dead_letters", self._dead_letters)):
+            for name, file in self._lines.items():
                 file.truncate(min(state["run"]["bytes"][name], file.seek(0, os.SEEK_END)))
                 file.seek(0, os.SEEK_END)
         here = numerics()

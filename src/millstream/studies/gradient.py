@@ -52,12 +52,8 @@ def gradient_variance(
 def _gradient(trainer: Trainer, chunk: Chunk) -> Tensor:
     """The gradient of the mean loss, as one vector; it leaves no trace in the model."""
     rule = trainer.learner.rule
-    targets = chunk.targets
-    assert targets is not None
-    features = trainer.learner.features
-    if features is not None and features.scales_targets:
-        _, shift, scale = features.scale_targets(torch.empty(0), learn=False)
-        targets = ((targets - float(shift[0])) / float(scale[0])).to(torch.float32)
+    assert chunk.targets is not None
+    targets = trainer.learner.scaled(chunk.targets)
     parameters = [p for p in rule.model.parameters() if p.requires_grad]
     objective = rule.loss(rule.model(chunk.inputs), targets).mean()
     gradients = torch.autograd.grad(objective, parameters, allow_unused=True)
