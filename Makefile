@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv/.peers
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check lint bench clean
@@ -26,8 +27,13 @@ test-all: $(READY) ## every test, the slow ones and those that fetch data too
 lint: $(READY)   ## style, types and the direction of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-bench: $(READY)  ## the measurements that the README quotes
-	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/engines.py && $(BIN)/python benchmarks/reading.py
+$(PEERS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps deep-river
+	@touch $(PEERS)
+
+bench: $(PEERS)  ## the measurements that the README quotes, other libraries' beside them
+	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/throughput.py && $(BIN)/python benchmarks/reading.py
 
 check: lint      ## exactly what CI runs
 	$(MAKE) test-all

@@ -120,7 +120,7 @@ def test_json_of_compare_has_the_documented_keys(data: str, words: list[str], ar
 def test_the_run_folder_and_the_exit_codes_are_as_documented() -> None:
     train("learn", "good.csv", "--run", "run")
     assert {path.name for path in Path("run").iterdir()} == {n.rstrip("/") for n in documented("The run folder")}
-    assert documented("Exit codes") == {"0", "2", "130", "141"}
+    assert documented("Exit codes") == {"0", "1", "2", "130", "141"}
     line = json.loads((train("fit", "good.csv", "--run", "b"), Path("b/metrics.jsonl").read_text())[1].splitlines()[0])
     described = re.search(r"`metrics.jsonl` \| (.*?)\|", DOCUMENT)
     assert described and line.keys() | {"test"} == set(re.findall(r"`(\w+)`", described[1]))

@@ -21,6 +21,7 @@ from torch import nn
 
 import millstream
 from millstream import checkpoint
+from millstream.engines import FusedEngine
 from millstream.errors import CheckpointError, DataError, DivergenceError, ModelError, SettingError
 from millstream.phase import Step
 from millstream.trainer import Trainer
@@ -49,6 +50,16 @@ class Net(nn.Module):
         return out
 
 
+ENGINE = "auto"
+
+
+@pytest.fixture(autouse=True, params=["reference", "fused"])
+def _engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every promise holds with each engine. Chunks are small, so that there are many of them."""
+    monkeypatch.setattr(sys.modules[__name__], "ENGINE", request.param)
+    monkeypatch.setattr(FusedEngine, "chunk_size", lambda self, size: self._reference.chunk_size(size))
+
+
 def make(run: Path | None = None, **changes: Any) -> Trainer:
     """A trainer with everything that has state: features, dropout, Adam, a schedule."""
     features = millstream.Features(millstream.infer(table(), target="label"))
@@ -56,7 +67,7 @@ def make(run: Path | None = None, **changes: Any) -> Trainer:
     model = Net(features)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5000)
-    settings_: dict[str, Any] = {"commit_seconds": 0, "report_records": 300, "window": 200, **changes}
+    settings_: dict[str, Any] = {"engine": ENGINE, "commit_seconds": 0, "report_records": 300, "window": 200, **changes}
     return Trainer(model, "cross_entropy", optimizer, features=features, scheduler=scheduler, run=run, **settings_)
 
 

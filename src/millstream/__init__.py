@@ -32,6 +32,8 @@ _HOMES = {
     "Target": "schema",
     "Trainer": "trainer",
     "as_source": "sources",
+    "check": "studies.check",
+    "compile": "engines",
     "hold_out": "sources",
     "infer": "features",
     "load": "assembly",
@@ -54,6 +56,8 @@ __all__ = [
     "Target",
     "Trainer",
     "as_source",
+    "check",
+    "compile",
     "hold_out",
     "infer",
     "load",
@@ -62,6 +66,7 @@ __all__ = [
 if TYPE_CHECKING:
     from millstream.assembly import load
     from millstream.contracts import Chunk
+    from millstream.engines import compile
     from millstream.errors import (
         CheckpointError,
         DataError,
@@ -75,6 +80,7 @@ if TYPE_CHECKING:
     from millstream.features import Features, infer
     from millstream.schema import Field, Schema, Target
     from millstream.sources import FileSource, as_source, hold_out
+    from millstream.studies.check import check
     from millstream.trainer import Trainer
 
 

@@ -58,16 +58,15 @@ class FirstLayer(nn.Module):
             with torch.no_grad():
                 self.ids.weight[0] = 0
 
-    def forward(self, inputs: Tensor | dict[str, Tensor]) -> Tensor:
-        dense, ids = (inputs.get("dense"), inputs.get("ids")) if isinstance(inputs, dict) else (inputs, None)
-        total: Tensor | None = self.bias
-        if self.dense is not None and dense is not None:
-            total = self.dense(dense.flatten(1))
-        if self.ids is not None and ids is not None:
-            rows = self.ids(ids)
-            total = rows if total is None else total + rows
-        assert total is not None
-        return total
+    def forward(self, inputs: Any) -> Tensor:
+        if self.ids is None:
+            assert self.dense is not None
+            return self.dense(inputs.flatten(1))  # type: ignore[no-any-return]
+        rows: Tensor = self.ids(inputs["ids"])
+        if self.dense is None:
+            assert self.bias is not None
+            return rows + self.bias
+        return rows + self.dense(inputs["dense"].flatten(1))  # type: ignore[no-any-return]
 
 
 def build(name: str, shape: InputShape, num_outputs: int, *, sparse: bool = False) -> nn.Module:

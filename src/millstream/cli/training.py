@@ -82,7 +82,7 @@ def _prepared(kind: str, options: dict[str, Any], given: set[str]) -> tuple[Trai
     is_object = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None and not assembly.is_known(name)
     if not is_object or Path(name).exists():
         return _from_recipe(kind, options, given, folder)
-    trainer, data = _from_object(options, given)
+    trainer, data = from_object(options, given)
     if trainer.run is not None and not options["run"] and not options["resume"]:
         return trainer, data, trainer.run.folder
     for warning in trainer.open(folder, resume=options["resume"]):
@@ -199,7 +199,7 @@ def _option(name: str) -> str:
     return {"columns": "column"}.get(name, name.replace("_", "-"))
 
 
-def _from_object(options: dict[str, Any], given: set[str]) -> tuple[Trainer, Data]:
+def from_object(options: dict[str, Any], given: set[str]) -> tuple[Trainer, Data]:
     """A person's own trainer (or a function that makes one), with its data."""
     name = options["data"]
     idle = sorted(given & {*_OF_A_RECIPE, *_OF_THE_COLUMNS, "commit_seconds", "origin"} - {"seed", "on_error"})

@@ -1,35 +1,19 @@
 """Engines: how a chunk becomes weight changes. ``reference`` defines what is right; the others are faster and equal."""
 
-from __future__ import annotations
-
-import logging
-from collections.abc import Callable
-
-from millstream.contracts import Engine
+from millstream.engines.choice import NAMES, choose, explain
 from millstream.engines.fused import FusedEngine
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule, step_after_epoch
-from millstream.errors import SettingError
+from millstream.engines.updater import Updater, compile
 
-__all__ = ["NAMES", "FusedEngine", "ReferenceEngine", "UpdateRule", "choose", "step_after_epoch"]
-
-_log = logging.getLogger("millstream")
-_FASTEST_FIRST: dict[str, tuple[Callable[[UpdateRule], Engine], Callable[[UpdateRule], str]]] = {
-    "fused": (FusedEngine, FusedEngine.declines),
-    "reference": (ReferenceEngine, lambda _: ""),
-}
-NAMES = ("auto", *_FASTEST_FIRST)
-
-
-def choose(name: str, rule: UpdateRule) -> Engine:
-    """The engine of this name for this rule; ``auto`` is the fastest that takes it; the log says why others do not."""
-    if name not in NAMES:
-        raise SettingError(got=f"engine {name!r}", wanted=f"one of {', '.join(NAMES)}", do="leave it at 'auto'")
-    if name != "auto":
-        return _FASTEST_FIRST[name][0](rule)
-    for candidate, (make, declines) in _FASTEST_FIRST.items():
-        reason = declines(rule)
-        if not reason:
-            return make(rule)
-        _log.info("engine %s declines: %s", candidate, reason)
-    raise AssertionError("the reference engine takes every rule")
+__all__ = [
+    "NAMES",
+    "FusedEngine",
+    "ReferenceEngine",
+    "UpdateRule",
+    "Updater",
+    "choose",
+    "compile",
+    "explain",
+    "step_after_epoch",
+]

@@ -18,25 +18,28 @@ CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, HUBER, POISSON, QUANTILE = range(6)
 @compiled
 def _cross_entropy(outputs_C: Any, label: Any, smoothing: Any, class_weights_C: Any, slope_C: Any) -> Any:
     """The loss of one record; ``slope`` becomes its derivative by the outputs."""
-    num = outputs_C.shape[0]
+    num, kind = outputs_C.shape[0], outputs_C.dtype.type
     top = outputs_C[0]
     for c in range(1, num):
         top = max(top, outputs_C[c])
-    total = outputs_C.dtype.type(0)
+    total = kind(0)
     for c in range(num):
         slope_C[c] = math.exp(outputs_C[c] - top)
         total += slope_C[c]
-    log_total = top + math.log(total)
-    hard = (1 - smoothing) * class_weights_C[label]
-    soft = smoothing / num
+    log_total = top + kind(math.log(total))
+    hard = kind((1 - smoothing) * class_weights_C[label])
     loss = hard * (log_total - outputs_C[label])
-    sum_weights = 0.0
     if smoothing > 0:
+        soft, sum_weights = kind(smoothing / num), kind(0)
         for c in range(num):
             sum_weights += class_weights_C[c]
             loss += soft * class_weights_C[c] * (log_total - outputs_C[c])
-    for c in range(num):
-        slope_C[c] = slope_C[c] / total * (hard + soft * sum_weights) - soft * class_weights_C[c] * (smoothing > 0)
+        for c in range(num):
+            slope_C[c] = slope_C[c] / total * (hard + soft * sum_weights) - soft * class_weights_C[c]
+    else:
+        factor = hard / total
+        for c in range(num):
+            slope_C[c] *= factor
     slope_C[label] -= hard
     return loss
 

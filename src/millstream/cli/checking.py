@@ -1,0 +1,81 @@
+"""``millstream check``: from options to a trainer, the study of its engines, what it found."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from millstream import assembly
+from millstream.assembly import Data, Recipe
+from millstream.cli import training
+from millstream.cli.output import print_json
+from millstream.cli.progress import err
+from millstream.errors import SettingError
+from millstream.studies import check as study
+from millstream.trainer import Trainer
+
+__all__ = ["run"]
+
+_OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_OF_A_RECIPE = (
+    *("model", "loss", "optimizer", "learning_rate", "weight_decay", "clip_norm", "clip_value", "class_weights"),
+    "seed",
+)
+
+
+def run(options: dict[str, Any], given: set[str]) -> None:
+    """Checks what the options name; ``given`` are those that stand on the command line. Ends with code 1 if unequal."""
+    torch.set_num_threads(options["threads"])
+    name = options["data"]
+    is_object = _OBJECT.fullmatch(name) is not None and not assembly.is_known(name) and not Path(name).exists()
+    # Records that cannot be used are no matter of this command: they are passed over.
+    options = {**options, "on_error": "quarantine", "test": None}
+    trainer, data = training.from_object(options, given) if is_object else _from_recipe(options)
+    with err.status(f"checking {name}"):
+        found = study.check(
+            trainer,
+            data.train,
+            num_records=options["num_records"],
+            update_size=options["update_size"],
+            seconds=options["seconds"],
+            name=name,
+        )
+    if options["as_json"]:
+        print_json(found.to_json())
+    else:
+        print(found)
+    if found.is_equal is False:
+        raise click.exceptions.Exit(1)
+
+
+def _from_recipe(options: dict[str, Any]) -> tuple[Trainer, Data]:
+    """A new trainer for data by name, as ``learn`` makes it."""
+    if options["source"]:
+        raise SettingError(
+            got=f"{options['source']!r} beside {options['data']!r}",
+            wanted="one name of data",
+            do="join files by a glob in quotes",
+        )
+    data = assembly.open_data(
+        options["data"],
+        target=options["target"],
+        columns=options["columns"],
+        time=options["time"],
+        label_time=options["label_time"],
+        fetch=options["fetch"],
+        on_error="quarantine",
+        seed=options["seed"],
+    )
+    weights = training.numbers("--class-weights", options["class_weights"])
+    recipe = Recipe(
+        data.schema,
+        on_error="quarantine",
+        nonfinite="skip",
+        **{name: options[name] for name in _OF_A_RECIPE},
+    )
+    return assembly.build(dataclasses.replace(recipe, class_weights=weights)), data

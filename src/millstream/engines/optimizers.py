@@ -1,0 +1,188 @@
+"""Torch optimizers as the kernels know them: dials of each parameter, and state that is changed where it lies.
+
+Shapes: P parameters, S rows of dials: one for all updates of a call, or one for each where a schedule steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from millstream.engines.kernels import steps
+from millstream.engines.rule import UpdateRule
+
+__all__ = ["OptimizerState", "Schedule", "kind_of", "refused", "takes_rows"]
+
+_KINDS: dict[type[torch.optim.Optimizer], int] = {
+    torch.optim.SGD: steps.SGD,
+    torch.optim.Adam: steps.ADAM,
+    torch.optim.AdamW: steps.ADAMW,
+    torch.optim.Adagrad: steps.ADAGRAD,
+    torch.optim.RMSprop: steps.RMSPROP,
+}
+# The options that a parameter group may have, and the dial that each is. Others must be off.
+_DIALS = {
+    "lr": steps.RATE,
+    "weight_decay": steps.DECAY,
+    "momentum": steps.MOMENTUM,
+    "dampening": steps.DAMPENING,
+    "nesterov": steps.NESTEROV,
+    "alpha": steps.BETA2,
+    "eps": steps.EPSILON,
+    "lr_decay": steps.RATE_DECAY,
+    "centered": steps.CENTERED,
+    "amsgrad": steps.AMSGRAD,
+}
+# The state of each kind in the order of the kernel's three places; with the option without which there is none.
+_STATE: dict[int, tuple[tuple[str, str], ...]] = {
+    steps.SGD: (("momentum_buffer", "momentum"),),
+    steps.ADAM: (("exp_avg", ""), ("exp_avg_sq", ""), ("max_exp_avg_sq", "amsgrad")),
+    steps.ADAMW: (("exp_avg", ""), ("exp_avg_sq", ""), ("max_exp_avg_sq", "amsgrad")),
+    steps.ADAGRAD: (("sum", ""),),
+    steps.RMSPROP: (("square_avg", ""), ("momentum_buffer", "momentum"), ("grad_avg", "centered")),
+}
+
+
+def kind_of(optimizer: torch.optim.Optimizer) -> int:
+    """The kernel's number for an optimizer that is not refused."""
+    return _KINDS[type(optimizer)]
+
+
+def refused(rule: UpdateRule) -> str:
+    """Why the kernels cannot take the optimizer's steps; empty if they can."""
+    optimizer = rule.optimizer
+    if type(optimizer) not in _KINDS:
+        return f"optimizer {type(optimizer).__name__}"
+    if isinstance(rule.scheduler, ReduceLROnPlateau):
+        return "a scheduler that waits for a plateau"
+    for group in optimizer.param_groups:
+        if any(isinstance(value, Tensor) for value in group.values()):
+            return "a learning rate that is a tensor"
+        if group.get("differentiable"):
+            return "the optimizer's option differentiable"
+        if group.get("decoupled_weight_decay") and type(optimizer) is torch.optim.Adam:
+            return "the optimizer's option decoupled_weight_decay"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "hooks of the optimizer"
+    return ""
+
+
+def takes_rows(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Whether a step changes only those rows of a table that have a gradient."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return not group["momentum"] and not group["weight_decay"]
+    return isinstance(optimizer, torch.optim.Adagrad) and not group["weight_decay"]
+
+
+class OptimizerState:
+    """The dials and the state of P parameters, taken up before a call of a kernel and given back after it."""
+
+    def __init__(self, rule: UpdateRule, parameters: list[nn.Parameter]) -> None:
+        self._optimizer, self._parameters = rule.optimizer, parameters
+        self.kind = kind_of(rule.optimizer)
+        self._bound = math.inf if rule.clip_value is None else float(rule.clip_value)
+        groups = {id(p): group for group in rule.optimizer.param_groups for p in group["params"]}
+        self.groups = [groups.get(id(p)) for p in parameters]
+        self.trained = [
+            number for number, p in enumerate(parameters) if p.requires_grad and self.groups[number] is not None
+        ]
+        self.counts = np.zeros(len(parameters))
+        self._taken: list[tuple[int, dict[str, Any]]] = []
+
+    def signature(self) -> tuple[Any, ...]:
+        """What the dials follow from; cheap to compare."""
+        groups = self._optimizer.param_groups
+        return tuple(value for group in groups for name, value in group.items() if name != "params")
+
+    def dials(self) -> npt.NDArray[np.float64]:
+        """(P, dials) as the groups say now."""
+        made = np.zeros((len(self._parameters), steps.NUM_DIALS))
+        for number in self.trained:
+            group, row = self.groups[number], made[number]
+            assert group is not None
+            for name, place in _DIALS.items():
+                if name in group:
+                    row[place] = float(group[name])
+            if "betas" in group:
+                row[steps.BETA1], row[steps.BETA2] = group["betas"]
+            row[steps.SIGN] = -1.0 if group.get("maximize") else 1.0
+            row[steps.BOUND] = self._bound
+        return made
+
+    def take_up(self, places: npt.NDArray[np.int64]) -> bool:
+        """Addresses of the state into (P, 3), made as torch makes it; False if it is laid out in another way."""
+        self._taken.clear()
+        for number in self.trained:
+            parameter, group = self._parameters[number], self.groups[number]
+            assert group is not None
+            names = [name if not option or group[option] else "" for name, option in _STATE[self.kind]]
+            if not any(names):
+                continue
+            state = self._optimizer.state[parameter]
+            self._taken.append((number, state))
+            self.counts[number] = self._count(state, parameter)
+            for place, name in enumerate(names):
+                if name:
+                    held = state.get(name)
+                    if held is None:
+                        held = state[name] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+                    if held.dtype != parameter.dtype or held.shape != parameter.shape or not held.is_contiguous():
+                        return False
+                    places[number, place] = held.data_ptr()
+        return True
+
+    def _count(self, state: dict[str, Any], parameter: nn.Parameter) -> float:
+        if self.kind == steps.SGD:
+            return 0.0 if state.get("momentum_buffer") is None else 1.0
+        if "step" not in state:
+            state["step"] = torch.tensor(0.0, dtype=torch.get_default_dtype())
+        return float(state["step"])
+
+    def give_back(self) -> None:
+        """Counts into the optimizer's state; state that no update has touched is not left behind."""
+        for number, state in self._taken:
+            count = self.counts[number]
+            if count == 0 and self.kind != steps.ADAGRAD:  # which makes its state when it is made itself
+                del self._optimizer.state[self._parameters[number]]
+            elif "step" in state:
+                state["step"].fill_(count)
+
+
+class Schedule:
+    """The dials of each update where a scheduler steps after every one of them."""
+
+    def __init__(self, rule: UpdateRule, state: OptimizerState) -> None:
+        assert rule.scheduler is not None
+        self._scheduler, self._groups, self._state = rule.scheduler, rule.optimizer.param_groups, state
+        rule.optimizer._opt_called = True  # type: ignore[attr-defined]  # the scheduler looks whether it steps too early
+
+    def dials(self, num_updates: int) -> npt.NDArray[np.float64]:
+        """(S, P × dials): row k holds before update k of the next call. The scheduler is left as it was."""
+        before = self._kept()
+        rows = []
+        for _ in range(num_updates):
+            rows.append(self._state.dials().reshape(-1))
+            self._scheduler.step()
+        self._put_back(before)
+        return np.stack(rows)
+
+    def advance(self, num_updates: int) -> None:
+        """Takes the steps of that many updates."""
+        for _ in range(num_updates):
+            self._scheduler.step()
+
+    def _kept(self) -> tuple[Any, ...]:
+        groups = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
+        return copy.deepcopy(self._scheduler.state_dict()), copy.deepcopy(groups)
+
+    def _put_back(self, before: tuple[Any, ...]) -> None:
+        self._scheduler.load_state_dict(before[0])
+        for group, values in zip(self._groups, before[1], strict=True):
+            group.update(values)
