@@ -16,6 +16,7 @@ from millstream.contracts import Chunk, Inputs
 from millstream.engines import FusedEngine, ReferenceEngine, UpdateRule
 from test_fused import OPTIMIZERS, assert_equal, both_learn
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch's own Adagrad
 CROSS_ENTROPY = losses.NamedLoss("cross_entropy")
 
 
@@ -202,7 +203,6 @@ def test_embeddings_beside_dense_values_equal_the_reference(optimizer: str, spar
     assert_agree(*pair(Wide(sparse=sparse, mode=mode), optimizer), inputs, y)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch's own Adagrad
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
 @pytest.mark.parametrize("bounds", [{}, {"clip_norm": 0.3}, {"clip_value": 0.02}])
 def test_sparse_rows_with_values_equal_the_reference(optimizer: str, bounds: dict[str, float]) -> None:

@@ -1,8 +1,8 @@
-"""The first layer in blocks of records: three to five matrix products for a block, and the kernel for what is between.
+"""One call of the kernels: records at addresses; and the first layer in blocks of records where that pays.
 
-See ``kernels.blocks`` for the algebra.
+A block is three to five matrix products, and the kernel for what is between; see ``kernels.blocks`` for the algebra.
 
-Shapes: N records, K records of a block, H outputs of the first layer.
+Shapes: N records, K records of a block, C outputs, H outputs of the first layer.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from millstream.engines.kernels import blocks, layout, learning, steps
+from millstream.engines.criterion import Labels
+from millstream.engines.kernels import blocks, layout, learning, steps, tables
 from millstream.engines.program import Program
 
 __all__ = ["Blocks", "Call"]
@@ -28,38 +28,53 @@ _USUAL_CACHE = 512 * 1024  # bytes, where the machine does not say
 
 @functools.cache
 def cache_size() -> int:
-    """Bytes of the second-level cache of a core (Linux, sysfs-devices-system-cpu)."""
+    """Bytes of the second-level cache of a core (Linux: /sys/devices/system/cpu/cpu0/cache)."""
     try:
-        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
-        return int(text.removesuffix("K").removesuffix("M")) * (1024**2 if text.endswith("M") else 1024)
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
+        return int(text.rstrip("KM")) * (1024**2 if text.endswith("M") else 1024)
     except (OSError, ValueError):
         return _USUAL_CACHE
 
 
 @dataclasses.dataclass(slots=True)
 class Call:
-    """What one call of the engine hands to the kernel: inputs, labels, draws, and room for the outcome, N long each."""
+    """Records and room for what comes of them, N long each, and what of the loss is no table."""
 
     program: Program
-    arrays: list[npt.NDArray[Any]]
-    labels: tuple[npt.NDArray[Any], ...]  # classes, numbers, weights, keys of what is random
-    outcome: tuple[npt.NDArray[Any], ...]
-    rest: tuple[Any, ...]  # criterion, clip norm, modes
+    inputs: list[Tensor]
+    labels: Labels
+    keys: Tensor | None  # (N,) of what is random
+    outputs: Tensor  # (N, C)
+    losses: Tensor  # (N,)
+    skipped: Tensor  # (N,) bool
+    numbers: tuple[float, float]  # parameter and smoothing of the loss
+    clip_norm: float
 
-    def learn(self, first: int, last: int, dials: npt.NDArray[np.float64], block: tuple[Any, ...] | None = None) -> int:
+    def answer(self, first: int, last: int) -> None:
+        """Predicts and scores records ``first`` to ``last``."""
+        self._point_at(first, last)
+        learning.answer(self.program.network, *self.numbers, self.program.like)
+
+    def learn(self, first: int, last: int, dials: npt.NDArray[np.float64]) -> int:
         """Learns records ``first`` to ``last``; gives the number of updates."""
-        program = self.program
-        program.look_at([array[first:last] for array in self.arrays])
-        labels = (part[first:last] for part in self.labels)
-        outcome = tuple(part[first:last] for part in self.outcome)
-        if block is None:
-            none = self.outcome[0][:0, :0]
-            block = none, none, none, none, _NO_COEFFICIENTS
-        applied: int = learning.learn(*labels, program.network, dials, *self.rest, block, outcome)
+        self._point_at(first, last)
+        network = self.program.network
+        network[tables.ALL_DIALS], network[tables.NUM_ALL_DIALS] = dials.ctypes.data, len(dials)
+        applied: int = learning.learn(network, *self.numbers, self.clip_norm, self.program.like)
         return applied
 
-
-_NO_COEFFICIENTS = np.empty((2, 0))
+    def _point_at(self, first: int, last: int) -> None:
+        network = self.program.network
+        self.program.look_at(self.inputs, first)
+        network[tables.NUM_RECORDS] = last - first
+        for place, tensor in (
+            *zip((tables.CLASSES, tables.NUMBERS, tables.WEIGHTS), self.labels, strict=True),
+            *((tables.KEYS, self.keys), (tables.OUTPUTS, self.outputs)),
+            *((tables.LOSSES, self.losses), (tables.SKIPPED, self.skipped)),
+        ):
+            network[place] = (
+                0 if tensor is None else tensor.data_ptr() + first * tensor.stride(0) * tensor.element_size()
+            )
 
 
 class Blocks:
@@ -88,40 +103,38 @@ class Blocks:
 
     def learn(self, call: Call, first: int, last: int, dials: npt.NDArray[np.float64]) -> int:
         """Learns records ``first`` to ``last``; gives the number of updates."""
-        place = next(
-            p for p, v in enumerate(self._program.input_values) if v.name == self._program.tape.operations[0].source
-        )
-        inputs = torch.from_numpy(call.arrays[place])
+        source = self._program.tape.operations[0].source
+        place = next(p for p, value in enumerate(self._program.input_values) if value.name == source)
         applied = 0
         for start in range(first, last, _BLOCK):
             stop = min(start + _BLOCK, last)
             rows = dials if len(dials) == 1 else dials[applied : applied + stop - start]
-            applied += self._block(call, inputs[start:stop], start, stop, rows)
+            applied += self._block(call, call.inputs[place][start:stop], start, stop, rows)
+        self._program.network[tables.BLOCK_SIZE] = 0
         return applied
 
     def _block(self, call: Call, inputs: Tensor, start: int, stop: int, dials: npt.NDArray[np.float64]) -> int:
-        weight, size = self._weight, stop - start
+        weight, size, network = self._weight, stop - start, self._program.network
         momentum = dials[0, self._number * steps.NUM_DIALS + steps.MOMENTUM] != 0
         buffer = self._program.buffer(weight) if momentum else None
-        from_buffer = inputs[:0] if buffer is None else inputs @ buffer.T
-        coefficients = np.zeros((2, size + blocks.NUM_COEFFICIENTS))
-        coefficients[0, 0] = coefficients[1, 1] = 1.0
+        from_weights, products = inputs @ weight.T, inputs @ inputs.T
+        from_buffer = None if buffer is None else inputs @ buffer.T
         delta = torch.empty(size, len(weight), dtype=weight.dtype)
-        block = (
-            (inputs @ weight.T).numpy(),
-            from_buffer.numpy(),
-            (inputs @ inputs.T).numpy(),
-            delta.numpy(),
-            coefficients,
-        )
-        applied = call.learn(start, stop, dials, block)
-        skipped = call.outcome[2][start:stop]
+        coefficients = torch.zeros(2, size + blocks.NUM_COEFFICIENTS, dtype=torch.float64)
+        coefficients[0, 0] = coefficients[1, 1] = 1.0
+        network[tables.BLOCK_SIZE] = size
+        for place, tensor in (
+            *((tables.FROM_WEIGHTS, from_weights), (tables.FROM_BUFFER, from_buffer), (tables.PRODUCTS, products)),
+            *((tables.DELTA, delta), (tables.COEFFICIENTS, coefficients)),
+        ):
+            network[place] = 0 if tensor is None else tensor.data_ptr()
+        applied = call.learn(start, stop, dials)
         if applied < size:  # their δ are 0, but 0 times what is not finite is not
-            inputs = inputs.masked_fill(torch.from_numpy(skipped)[:, None], 0.0)
-        factors = torch.from_numpy(coefficients[:, blocks.NUM_COEFFICIENTS :]).to(weight.dtype)
+            inputs = inputs.masked_fill(call.skipped[start:stop, None], 0.0)
+        factors = coefficients[:, blocks.NUM_COEFFICIENTS :].to(weight.dtype)
         own = float(coefficients[0, 0])
         if buffer is not None:
-            blocks.combine(weight.numpy(), buffer.numpy(), coefficients)
+            blocks.combine(weight.numpy(), buffer.numpy(), coefficients.numpy())
             buffer.addmm_((delta * factors[1, :, None]).T, inputs)
             own = 1.0
         weight.addmm_((delta * factors[0, :, None]).T, inputs, beta=own)

@@ -6,10 +6,7 @@ Shapes: N records, C outputs.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,8 +25,8 @@ _LOSSES = {
     "quantile": losses.QUANTILE,
 }
 
-Labels = tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[Any]]
-"""Classes (N,), numbers (N, C) and weights (N,) of records."""
+Labels = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Classes (N,) int64 or numbers (N, C), and weights (N,), None for 1 each, of records; contiguous."""
 
 
 def refused(loss: Loss) -> str:
@@ -43,19 +40,20 @@ class Criterion:
 
     loss: NamedLoss
     shape: tuple[int, ...]  # of one record's outputs
-    number: Any  # NumPy's type of the model's numbers
+    size: int  # how many they are
+    dtype: torch.dtype  # of the model's numbers
 
     @property
-    def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+    def kind(self) -> int:
+        """The kernels' number of the loss."""
+        return _LOSSES[self.loss.name.partition(":")[0]]
 
-    def facts(self) -> tuple[int, float, float, npt.NDArray[Any]]:
-        """Kind, parameter, smoothing and class weights, as the kernels take them."""
+    @property
+    def class_weights(self) -> Tensor:
+        """One for each class, all 1 if there are none."""
         weights = self.loss.class_weights
-        ones = np.ones(max(2, self.size), self.number)
-        class_weights = ones if weights is None else weights.detach().cpu().numpy().astype(self.number)
-        parameter, smoothing = float(self.loss.parameter or 0.0), float(self.loss.label_smoothing)
-        return _LOSSES[self.loss.name.partition(":")[0]], parameter, smoothing, class_weights
+        ones = torch.ones(max(2, self.size), dtype=self.dtype)
+        return ones if weights is None else weights.detach().to(self.dtype, copy=True).contiguous()
 
     def refused(self) -> str:
         """Why this loss is not one of these outputs; empty if it is."""
@@ -68,27 +66,25 @@ class Criterion:
 
     def labels(self, chunk: Chunk) -> Labels | None:
         """The labels and weights of a chunk; None for what torch should look at."""
-        targets = chunk.targets
+        targets, weights = chunk.targets, chunk.weights
         if targets is None or targets.requires_grad:
             return None
-        num = len(targets)
+        if weights is not None:
+            weights = weights.to(self.dtype).contiguous()
         if self.loss.task == "classes":
             if targets.ndim != 1 or targets.dtype != torch.int64 or not _are_within(targets, self.size):
                 return None
-            classes = np.ascontiguousarray(targets.numpy())
-            numbers = np.zeros((num, 0), self.number)
-        else:
-            each = tuple(targets.shape[1:])
-            if each != self.shape and (*each, 1) != self.shape:
-                return None
-            if self.loss.task == "binary" and not _are_within(targets, 2):
-                return None
-            numbers = np.ascontiguousarray(targets.reshape(num, self.size).numpy(), self.number)
-            classes = np.zeros(num, np.int64)
-        weights = np.ones(num, self.number) if chunk.weights is None else chunk.weights.numpy().astype(self.number)
-        return classes, numbers, weights
+            return targets.contiguous(), None, weights
+        each = tuple(targets.shape[1:])
+        if each != self.shape and (*each, 1) != self.shape:
+            return None
+        if self.loss.task == "binary" and not _are_within(targets, 2):
+            return None
+        return None, targets.reshape(len(targets), self.size).to(self.dtype).contiguous(), weights
 
 
 def _are_within(targets: Tensor, num_classes: int) -> bool:
+    if len(targets) == 1 and targets.ndim == 1:  # often, and quicker so
+        return 0 <= targets.item() < num_classes
     low, high = targets.aminmax()
     return bool(low >= 0) and bool(high < num_classes)

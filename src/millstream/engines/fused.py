@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from millstream.contracts import Chunk, Inputs, Outcome, Questions
 from millstream.engines import criterion as criteria
 from millstream.engines import graph, optimizers
 from millstream.engines.blocks import Blocks, Call
-from millstream.engines.criterion import Criterion, Labels
-from millstream.engines.kernels import learning
+from millstream.engines.criterion import Criterion
+from millstream.engines.kernels import learning, tables
 from millstream.engines.optimizers import Schedule
 from millstream.engines.program import Program
 from millstream.engines.randomness import keys
@@ -103,7 +104,7 @@ class FusedEngine:
         ]
         if strange:
             return f"inputs of {strange[0].dtype}"
-        criterion = Criterion(self.rule.loss, tape.output.shape, self._number)  # type: ignore[arg-type]
+        criterion = Criterion(self.rule.loss, tape.output.shape, tape.output.size, self._dtype)  # type: ignore[arg-type]
         return criterion.refused() or _Machine(Program(tape, self.rule, self._dtype), criterion, self.rule)
 
 
@@ -153,50 +154,51 @@ class _Machine:
 
     def __init__(self, program: Program, criterion: Criterion, rule: UpdateRule) -> None:
         self._program, self._criterion, self._rule = program, criterion, rule
-        self._is_random = program.first_random >= 0
-        clip_norm = np.inf if rule.clip_norm is None else float(rule.clip_norm)
-        modes = program.first_random, self._is_random and rule.scoring == "train"
-        self._rest = criterion.facts(), clip_norm, modes
+        self._clip_norm = math.inf if rule.clip_norm is None else float(rule.clip_norm)
+        self._numbers = float(criterion.loss.parameter or 0.0), float(criterion.loss.label_smoothing)
+        self._class_weights = criterion.class_weights
+        network = program.network
+        network[tables.LOSS], network[tables.SCORES_IN_TRAINING] = criterion.kind, rule.scoring == "train"
+        network[tables.CLASS_WEIGHTS] = self._class_weights.data_ptr()
+        network[tables.NUM_CLASS_WEIGHTS] = len(self._class_weights)
 
     def learn(self, chunk: Chunk, questions: Questions | None) -> Outcome | None:
         """None for what torch should look at."""
-        arrays, labels = self._program.arrays(chunk.inputs), self._criterion.labels(chunk)
-        if arrays is None or labels is None or self._program.refresh():
+        call = self._call(chunk)
+        asked = None if questions is None else self._call(questions.chunk)
+        if call is None or (questions is not None and asked is None) or self._program.refresh():
             return None
-        num = len(labels[0])
-        draws = np.zeros(num, np.int64)
-        if self._is_random:
-            draws = keys(self._rule.seed, chunk.positions()).astype(np.int64)
-        call = Call(self._program, arrays, (*labels, draws), self._room(num), self._rest)
-        if questions is None:
-            answers, applied = call.outcome, self._run(call, 0, num)
+        num = len(call.losses)
+        if questions is None or asked is None:
+            answered, applied = call, self._run(call, 0, num)
         else:
-            asked = self._program.arrays(questions.chunk.inputs), self._criterion.labels(questions.chunk)
-            if asked[0] is None or asked[1] is None:
-                return None
-            answers = self._room(len(questions.chunk))
-            applied = self._between(call, asked[0], asked[1], questions.learned_before, answers)
+            answered, applied = asked, self._between(call, asked, questions.learned_before)
         self._program.state.give_back()
-        places = tuple(np.flatnonzero(call.outcome[2]).tolist()) if applied < num else ()
-        outputs = torch.from_numpy(answers[0]).reshape(-1, *self._criterion.shape)
-        return Outcome(outputs, torch.from_numpy(answers[1]), applied, places)
+        places = tuple(call.skipped.nonzero()[:, 0].tolist()) if applied < num else ()
+        return Outcome(answered.outputs.view(-1, *self._criterion.shape), answered.losses, applied, places)
 
-    def _between(
-        self, call: Call, arrays: list[Any], labels: Labels, before: npt.NDArray[np.int64], answers: tuple[Any, ...]
-    ) -> int:
+    def _call(self, chunk: Chunk) -> Call | None:
+        inputs, labels = self._program.tensors(chunk.inputs), self._criterion.labels(chunk)
+        if inputs is None or labels is None:
+            return None
+        num, dtype = len(chunk), self._criterion.dtype
+        draws = None
+        if self._program.is_random:
+            draws = torch.from_numpy(keys(self._rule.seed, chunk.positions()).astype(np.int64))
+        outputs, losses_N = torch.empty(num, self._criterion.size, dtype=dtype), torch.empty(num, dtype=dtype)
+        skipped = torch.zeros(num, dtype=torch.bool)
+        return Call(self._program, inputs, labels, draws, outputs, losses_N, skipped, self._numbers, self._clip_norm)
+
+    def _between(self, call: Call, asked: Call, before: npt.NDArray[np.int64]) -> int:
         """Answers each question once exactly the records before it were learned."""
-        program = self._program
         learned = first = applied = 0
         while first < len(before):
             due = int(before[first])
             last = int(np.searchsorted(before, due, side="right"))
             applied += self._run(call, learned, due)
-            program.look_at([array[first:last] for array in arrays])
-            classes, numbers, _ = (part[first:last] for part in labels)
-            found = answers[0][first:last], answers[1][first:last]
-            learning.answer(classes, numbers, program.network, self._rest[0], found)
+            asked.answer(first, last)
             learned, first = max(learned, due), last
-        return applied + self._run(call, learned, len(call.labels[0]))
+        return applied + self._run(call, learned, len(call.losses))
 
     def _run(self, call: Call, first: int, last: int) -> int:
         """Learns records ``first`` to ``last`` of a call; gives the number of updates."""
@@ -210,10 +212,6 @@ class _Machine:
             schedule.advance(applied)
         return applied
 
-    def _room(self, num: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        number = self._criterion.number
-        return np.empty((num, self._criterion.size), number), np.empty(num, number), np.zeros(num, np.bool_)
-
 
 @functools.cache
 def make_ready(number: Any) -> None:
@@ -225,7 +223,7 @@ def make_ready(number: Any) -> None:
     inputs = torch.zeros(1, 1, dtype=model.weight.dtype)
     tape = graph.read(fx.GraphModule(model, fx.Tracer().trace(model)), model, inputs.repeat(2, 1))
     assert isinstance(tape, graph.Tape)
-    machine = _Machine(Program(tape, rule, inputs.dtype), Criterion(NamedLoss("mse"), (1,), number), rule)
+    machine = _Machine(Program(tape, rule, inputs.dtype), Criterion(NamedLoss("mse"), (1,), 1, inputs.dtype), rule)
     chunk = Chunk(inputs, inputs)
     with torch.no_grad():
         machine.learn(chunk, Questions(chunk, np.zeros(1, np.int64)))

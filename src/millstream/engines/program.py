@@ -57,7 +57,9 @@ class Program:
         self._mark_slopes(self._operations_table)
         self.network = self._tables()
         random = [p for p, op in enumerate(tape.operations) if op.kind == layout.DROPOUT]
-        self.first_random = random[0] if random else -1
+        self.network[tables.FIRST_RANDOM] = random[0] if random else -1
+        self.is_random = bool(random)
+        self.like = np.zeros(1, np.float32 if dtype == torch.float32 else np.float64)  # tells the kernels the type
         self._pointers: tuple[Any, ...] = ()
 
     def refresh(self) -> str:
@@ -114,7 +116,7 @@ class Program:
         found: Tensor = self._rule.optimizer.state[parameter]["momentum_buffer"]
         return found
 
-    def arrays(self, inputs: Inputs) -> list[npt.NDArray[Any]] | None:
+    def tensors(self, inputs: Inputs) -> list[Tensor] | None:
         """The inputs as the tables want them, (N, ·) each; None for what torch should look at."""
         found = []
         for value in self.input_values:
@@ -126,7 +128,7 @@ class Program:
                 part = part.long()
                 if not self._are_ids(value, part[:, value.first : value.first + value.size]):
                     return None
-            found.append(part.numpy())
+            found.append(part)
         return found
 
     def _are_ids(self, value: Value, ids: Tensor) -> bool:
@@ -134,11 +136,13 @@ class Program:
         low, high = ids.aminmax()
         return bool(low >= 0) and bool(high < min(len(table) for table in tables))
 
-    def look_at(self, arrays: list[npt.NDArray[Any]]) -> None:
-        """The inputs of the next call, (N, ·) each, in the order of ``input_values``."""
-        for row, (value, array) in enumerate(zip(self.input_values, arrays, strict=True)):
-            self._inputs[row, 1] = array.ctypes.data + value.first * array.itemsize
-            self._inputs[row, 2] = array.strides[0]
+    def look_at(self, inputs: list[Tensor], first: int) -> None:
+        """The inputs of the next call begin at record ``first`` of (N, ·) each, in the order of ``input_values``."""
+        for row, (value, tensor) in enumerate(zip(self.input_values, inputs, strict=True)):
+            item = tensor.element_size()
+            stride = tensor.shape[1] * item
+            self._inputs[row, 1] = tensor.data_ptr() + first * stride + value.first * item
+            self._inputs[row, 2] = stride
 
     def _settle(self) -> None:
         """Which parameters are trained, by what form of gradient, and the dials."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from millstream.engines.kernels import activations, convolution, dense, embedding, norms, pooling, rows
-from millstream.engines.kernels.compiled import compiled, inlined, matrix, view
+from millstream.engines.kernels.compiled import compiled, copy, inlined, matrix, view
 from millstream.engines.kernels.forward import vector_of
 from millstream.engines.kernels.layout import (
     ACTIVATION,
@@ -137,7 +137,7 @@ def _activation_back(operation: Any, argument: Any, x: Any, y: Any, delta: Any, 
         activations.times_slope(operation[CODE], argument, x, y, slope)
     elif operation[INPUT_SLOPE] == ADDS:
         own = room[: delta.shape[0]]
-        own[:] = delta
+        copy(delta, own)
         activations.times_slope(operation[CODE], argument, x, y, own)
         for i in range(delta.shape[0]):
             slope[i] += own[i]

@@ -25,9 +25,10 @@ _OF_WEIGHTS, _OF_BUFFER, NUM_COEFFICIENTS = range(3)
 
 
 @compiled
-def add_first_layer(k: Any, products: Any, coefficients: Any, out_H: Any) -> Any:
-    """out += W_k x_k, where products are (W₀x, B₀x, xᵢ·xⱼ, δ) of the block; B₀x is empty without momentum."""
-    from_weights_KH, from_buffer_KH, gram_KK, delta_KH = products
+def add_first_layer(
+    k: Any, from_weights_KH: Any, from_buffer_KH: Any, gram_KK: Any, delta_KH: Any, coefficients: Any, out_H: Any
+) -> Any:
+    """out += W_k x_k from W₀x, B₀x (empty without momentum), xᵢ·xⱼ and δ of the block."""
     kind = out_H.dtype.type
     p, q = kind(coefficients[0, _OF_WEIGHTS]), kind(coefficients[0, _OF_BUFFER])
     for j in range(out_H.shape[0]):

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import carray, config, njit, types
+from numba import config, njit, types
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
-__all__ = ["borrowed", "borrowed_matrix", "cache_folder", "compiled", "inlined", "is_compiled_before", "matrix", "view"]
+__all__ = ["borrowed", "cache_folder", "compiled", "copy", "inlined", "is_compiled_before", "matrix", "view"]
 
 _LIBERTIES = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
@@ -68,29 +69,39 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MILLSTREAM_CACHE") or Path(user) / "millstream") / "kernels" / digest
 
 
+def _described(context: Any, builder: Any, kind: Any, address: Any, shape: list[Any]) -> Any:
+    """The description of a contiguous array at an address, which owns nothing."""
+    array = arrayobj.make_array(kind)(context, builder)
+    item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    strides = [item] if len(shape) == 1 else [builder.mul(shape[1], item), item]
+    data = builder.inttoptr(address, array.data.type)
+    arrayobj.populate_array(array, data=data, shape=shape, strides=strides, itemsize=item, meminfo=None)
+    return array._getvalue()
+
+
 @intrinsic  # type: ignore[untyped-decorator]
-def _pointer(_: Any, address: Any, like: Any) -> Any:
-    """A whole number as a pointer to numbers of the type that ``like`` holds."""
-    pointer = types.CPointer(like.dtype)
+def matrix(_: Any, address: Any, num_out: Any, num_in: Any, like: Any) -> Any:
+    """The (O, I) matrix at an address, without a copy; an empty one for address 0."""
+    kind = types.Array(like.dtype, 2, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+        address, num_out, num_in, _ = arguments
+        none = context.get_constant(types.int64, 0)
+        rows = builder.select(builder.icmp_signed("==", address, none), none, num_out)
+        return _described(context, builder, kind, address, [rows, num_in])
 
-    return pointer(types.int64, like), generate
-
-
-@inlined
-def matrix(address: Any, num_out: Any, num_in: Any, like: Any) -> Any:
-    """The (O, I) matrix at an address, without a copy; an empty one for address 0."""
-    if address == 0:
-        return carray(_pointer(address, like), (0, num_in))
-    return carray(_pointer(address, like), (num_out, num_in))
+    return kind(types.int64, types.int64, types.int64, like), generate
 
 
-@inlined
-def view(address: Any, size: Any, like: Any) -> Any:
+@intrinsic  # type: ignore[untyped-decorator]
+def view(_: Any, address: Any, size: Any, like: Any) -> Any:
     """The vector at an address, without a copy."""
-    return carray(_pointer(address, like), (size,))
+    kind = types.Array(like.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _described(context, builder, kind, arguments[0], [arguments[1]])
+
+    return kind(types.int64, types.int64, like), generate
 
 
 @inlined
@@ -100,6 +111,7 @@ def borrowed(array: Any) -> Any:
 
 
 @inlined
-def borrowed_matrix(array: Any) -> Any:
-    """A matrix as a view that owns nothing."""
-    return matrix(array.ctypes.data, array.shape[0], array.shape[1], array)
+def copy(source: Any, target: Any) -> Any:
+    """target = source. (An assignment to a slice would bring the text of an error about shapes.)"""
+    for i in range(target.shape[0]):
+        target[i] = source[i]

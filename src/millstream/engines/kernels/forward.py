@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from millstream.engines.kernels import activations, convolution, embedding, masks, norms, pooling, rows
-from millstream.engines.kernels.compiled import compiled, inlined, matrix, view
+from millstream.engines.kernels.compiled import compiled, copy, inlined, matrix, view
 from millstream.engines.kernels.layout import (
     ACTIVATION,
     ADD,
@@ -103,9 +103,9 @@ def _linear(operation: Any, network: Any, turn: Any, pending: Any, x: Any, out: 
     else:
         if pending and parameters[bias, FORM] == VECTOR:
             gradient = room_of(network, 0, like)[: out.shape[0]]
-            gradient[:] = delta
+            copy(delta, gradient)
             step_vector(bias, network, gradient, like)
-        out[:] = view(parameters[bias, PLACE], out.shape[0], like)
+        copy(view(parameters[bias, PLACE], out.shape[0], like), out)
     if pending and parameters[weight, FORM] == OUTER:
         before = view(values[1 - turn, source], sizes[source], like)
         step_matrix(weight, network, delta, before, x, out, like)

@@ -1,6 +1,6 @@
 """The per-sample loop: predict, score, guard, update, one record after another, for any model on a tape.
 
-Shapes: N records, M questions, C outputs, S rows of dials (one for all records, or one for each update), P parameters.
+Shapes: N records, M questions, C outputs, K records of a block, H outputs of the first layer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from millstream.engines.kernels import blocks
 from millstream.engines.kernels.backward import backward
-from millstream.engines.kernels.compiled import borrowed, borrowed_matrix, compiled, inlined, is_compiled_before, view
+from millstream.engines.kernels.compiled import borrowed, compiled, copy, inlined, is_compiled_before, view
 from millstream.engines.kernels.forward import forward
 from millstream.engines.kernels.layout import (
     BIAS,
@@ -32,18 +32,43 @@ from millstream.engines.kernels.layout import (
     VECTOR,
     WEIGHT,
 )
-from millstream.engines.kernels.losses import loss_of
+from millstream.engines.kernels.losses import CROSS_ENTROPY, cross_entropy, loss_of_numbers
+from millstream.engines.kernels.steps import NUM_DIALS
 from millstream.engines.kernels.tables import (
+    ALL_DIALS,
+    BLOCK_SIZE,
+    CLASS_WEIGHTS,
+    CLASSES,
+    DELTA,
     DIALS,
+    FIRST_RANDOM,
+    FROM_BUFFER,
+    FROM_WEIGHTS,
+    LOSS,
+    NUM_ALL_DIALS,
+    NUM_CLASS_WEIGHTS,
+    NUM_OPERATIONS,
+    NUM_PARAMETERS,
+    NUM_RECORDS,
+    NUMBERS,
+    PRODUCTS,
+    SCORES_IN_TRAINING,
+    block_matrix,
+    coefficients_of,
     counts_of,
     dials_of,
     inputs_of,
+    key_of,
+    losses_of,
     operations_of,
+    outputs_of,
     parameters_of,
     room_of,
     sizes_of,
+    skipped_of,
     slopes_of,
     values_of,
+    weight_of,
 )
 from millstream.engines.kernels.updates import step_matrix, step_rows_of, step_vector
 
@@ -64,102 +89,58 @@ def _look_at(n: Any, turn: Any, network: Any) -> Any:
 
 
 @compiled
-def answer(labels_M: Any, numbers_MC: Any, tables: Any, criterion: Any, outcome: Any) -> Any:
-    """Predicts and scores M records with the weights as they are."""
-    network, losses_M = borrowed(tables), borrowed(outcome[1])
-    outputs_MC, weights_M = borrowed_matrix(outcome[0]), view(0, 0, losses_M)
-    records = (borrowed(labels_M), borrowed_matrix(numbers_MC), weights_M)
-    criterion = (criterion[0], criterion[1], criterion[2], borrowed(criterion[3]))
+def answer(tables: Any, parameter: Any, smoothing: Any, like: Any) -> Any:
+    """Predicts and scores the records that the tables point to, with the weights as they are."""
+    network, like = borrowed(tables), borrowed(like)
+    losses_M = losses_of(network, like)
     none, no = np.int64(0), bool(0)  # numba compiles what it calls once more for a number that stands there
     for m in range(losses_M.shape[0]):
         _look_at(m, none, network)
-        forward(none, network, none, no, no, none, losses_M)
-        losses_M[m] = _score(m, none, network, records, criterion, outputs_MC[m], losses_M)
+        forward(none, network, none, no, no, none, like)
+        losses_M[m] = _score(m, none, network, parameter, smoothing, like)
+        _hand_out(m, none, network, like)
 
 
 @compiled
-def learn(
-    labels_N: Any,
-    numbers_NC: Any,
-    weights_N: Any,
-    keys_N: Any,
-    tables: Any,
-    dials_SD: Any,
-    criterion: Any,
-    clip_norm: Any,
-    modes: Any,
-    block: Any,
-    outcome: Any,
-) -> Any:
-    """Learns N records one after another; gives the number of updates.
+def learn(tables: Any, parameter: Any, smoothing: Any, clip_norm: Any, like: Any) -> Any:
+    """Learns the records that the tables point to one after another; gives the number of updates.
 
-    Row s of ``dials`` holds for update s, the last one for all that follow. ``modes`` is (first operation that differs
-    in training, −1 for none; whether records are scored in training). ``block`` is (W₀x, B₀x, xᵢ·xⱼ, δ, coefficients)
-    of the first layer, whose weights the caller changes; empty for the direct form.
+    ``parameter`` and ``smoothing`` are of the loss, ``like`` is any vector of the model's numbers.
     """
-    return _learn(
-        (borrowed(labels_N), borrowed_matrix(numbers_NC), borrowed(weights_N)),
-        borrowed(keys_N),
-        borrowed(tables),
-        borrowed_matrix(dials_SD),
-        (criterion[0], criterion[1], criterion[2], borrowed(criterion[3])),
-        clip_norm,
-        modes,
-        (
-            borrowed_matrix(block[0]),
-            borrowed_matrix(block[1]),
-            borrowed_matrix(block[2]),
-            borrowed_matrix(block[3]),
-            borrowed_matrix(block[4]),
-        ),
-        (borrowed_matrix(outcome[0]), borrowed(outcome[1]), borrowed(outcome[2])),
-    )
-
-
-@compiled
-def _learn(
-    records: Any,
-    keys_N: Any,
-    network: Any,
-    dials_SD: Any,
-    criterion: Any,
-    clip_norm: Any,
-    modes: Any,
-    block: Any,
-    outcome: Any,
-) -> Any:
-    first_random, scores_in_training = modes
-    outputs_NC, losses_N, skipped_N = outcome
-    like, weights_N = losses_N, records[2]
-    is_blocked = block[0].shape[0] > 0
-    first, no = np.int64(is_blocked), bool(0)
+    network, like = borrowed(tables), borrowed(like)
+    losses_N, skipped_N = losses_of(network, like), skipped_of(network)
+    scores_in_training, first_random = network[SCORES_IN_TRAINING] != 0, network[FIRST_RANDOM]
+    is_blocked = network[BLOCK_SIZE] > 0
+    first, no, row_size = np.int64(is_blocked), bool(0), network[NUM_PARAMETERS] * NUM_DIALS * 8
     pending, applied, turn = no, 0, np.int64(0)
     for n in range(losses_N.shape[0]):
         turn = np.int64(n & 1)
         _look_at(n, turn, network)
         if is_blocked:
-            _first_of_block(n, network, turn, pending, block, like)
-        forward(first, network, turn, pending, scores_in_training, keys_N[n], like)
+            _first_of_block(n, network, turn, pending, like)
+        key = key_of(network, n)
+        forward(first, network, turn, pending, scores_in_training, key, like)
         pending = no
-        loss = _score(n, turn, network, records, criterion, outputs_NC[n], like)
+        loss = _score(n, turn, network, parameter, smoothing, like)
         losses_N[n] = loss
+        _hand_out(n, turn, network, like)
         if first_random >= 0 and not scores_in_training:
-            forward(first_random, network, turn, no, not no, keys_N[n], like)
-            loss = _score(n, turn, network, records, criterion, room_of(network, 1, like), like)
+            forward(first_random, network, turn, no, not no, key, like)
+            loss = _score(n, turn, network, parameter, smoothing, like)
         squared_norm = backward(network, turn, like)
         # A comparison: x − x, as isfinite is compiled, may be taken for 0 where sums may be taken in any order.
-        if not (squared_norm < np.inf and abs(loss * weights_N[n]) < np.inf):
-            skipped_N[n] = True
+        if not (squared_norm < np.inf and abs(loss * weight_of(network, n, like)) < np.inf):
+            skipped_N[n] = 1
             if is_blocked:
-                block[3][n] = 0
+                _first_delta(network, like)[n] = 0
             continue
-        network[DIALS] = dials_SD[min(applied, dials_SD.shape[0] - 1)].ctypes.data
+        network[DIALS] = network[ALL_DIALS] + min(applied, network[NUM_ALL_DIALS] - 1) * row_size
         scale = like.dtype.type(1)
         if squared_norm > clip_norm * clip_norm:
             scale = like.dtype.type(clip_norm / math.sqrt(squared_norm))
         _take_steps(network, turn, scale, like)
         if is_blocked:
-            _note_in_block(n, network, turn, block, like)
+            _note_in_block(n, network, turn, like)
         pending = not no
         applied += 1
     if pending:
@@ -168,62 +149,78 @@ def _learn(
 
 
 @inlined
-def _score(n: Any, turn: Any, network: Any, records: Any, criterion: Any, output: Any, like: Any) -> Any:
-    """The loss of record n, and its output; the slope of the last value becomes that of weight × loss.
+def _output(network: Any) -> Any:
+    """The value that the last operation gives, and its size."""
+    last = operations_of(network)[network[NUM_OPERATIONS] - 1, OUTPUT]
+    return last, sizes_of(network)[last]
 
-    Without weights each is 1.
-    """
-    operations, values, slopes, sizes = (
-        operations_of(network),
-        values_of(network),
-        slopes_of(network),
-        sizes_of(network),
-    )
-    labels_N, numbers_NC, weights_N = records
-    last = operations[operations.shape[0] - 1, OUTPUT]
-    size = sizes[last]
-    out, slope = view(values[turn, last], size, like), view(slopes[turn, last], size, like)
-    loss = loss_of(criterion[0], out, labels_N[n], numbers_NC[n], criterion[1], criterion[2], criterion[3], slope)
+
+@inlined
+def _hand_out(n: Any, turn: Any, network: Any, like: Any) -> Any:
+    last, size = _output(network)
+    source, target = view(values_of(network)[turn, last], size, like), outputs_of(network, n, size, like)
     for c in range(size):
-        output[c] = out[c]
-    if weights_N.shape[0]:
-        weight = weights_N[n]
-        for c in range(size):
-            slope[c] *= weight
-    return loss
+        target[c] = source[c]
 
 
 @compiled
-def _first_of_block(n: Any, network: Any, turn: Any, pending: Any, block: Any, like: Any) -> Any:
+def _score(n: Any, turn: Any, network: Any, parameter: Any, smoothing: Any, like: Any) -> Any:
+    """The loss of record n; the slope of the last value becomes that of weight × loss."""
+    last, size = _output(network)
+    out, slope = view(values_of(network)[turn, last], size, like), view(slopes_of(network)[turn, last], size, like)
+    class_weights = view(network[CLASS_WEIGHTS], network[NUM_CLASS_WEIGHTS], like)
+    if network[LOSS] == CROSS_ENTROPY:
+        label = view(network[CLASSES], network[NUM_RECORDS], network)[n]
+        loss = cross_entropy(out, label, smoothing, class_weights, slope)
+    else:
+        numbers = view(network[NUMBERS] + n * size * like.itemsize, size, like)
+        loss = loss_of_numbers(network[LOSS], out, numbers, parameter, smoothing, class_weights, slope)
+    weight = weight_of(network, n, like)
+    for c in range(size):
+        slope[c] *= weight
+    return like.dtype.type(loss)
+
+
+@inlined
+def _first_delta(network: Any, like: Any) -> Any:
+    """(K, H) δ of the first layer in a block."""
+    num_out = sizes_of(network)[operations_of(network)[0, OUTPUT]]
+    return block_matrix(network[DELTA], network, num_out, like)
+
+
+@compiled
+def _first_of_block(n: Any, network: Any, turn: Any, pending: Any, like: Any) -> Any:
     """The first layer of record n, whose weights are where they were before the block."""
-    operation, parameters, values, slopes = (
-        operations_of(network)[0],
-        parameters_of(network),
-        values_of(network),
-        slopes_of(network),
-    )
-    from_weights_KH, from_buffer_KH, gram_KK, delta_KH, coefficients = block
-    bias, num_out = operation[BIAS], delta_KH.shape[1]
-    out = view(values[turn, operation[OUTPUT]], num_out, like)
+    operation, parameters = operations_of(network)[0], parameters_of(network)
+    bias, num_out = operation[BIAS], sizes_of(network)[operation[OUTPUT]]
+    out = view(values_of(network)[turn, operation[OUTPUT]], num_out, like)
     if bias < 0:
         out[:] = 0
     else:
         if pending and parameters[bias, FORM] == VECTOR:
             gradient = room_of(network, 0, like)[:num_out]
-            gradient[:] = view(slopes[1 - turn, operation[OUTPUT]], num_out, like)
+            copy(view(slopes_of(network)[1 - turn, operation[OUTPUT]], num_out, like), gradient)
             step_vector(bias, network, gradient, like)
-        out[:] = view(parameters[bias, PLACE], num_out, like)
-    blocks.add_first_layer(n, (from_weights_KH, from_buffer_KH, gram_KK, delta_KH), coefficients, out)
+        copy(view(parameters[bias, PLACE], num_out, like), out)
+    blocks.add_first_layer(
+        n,
+        block_matrix(network[FROM_WEIGHTS], network, num_out, like),
+        block_matrix(network[FROM_BUFFER], network, num_out, like),
+        block_matrix(network[PRODUCTS], network, network[BLOCK_SIZE], like),
+        _first_delta(network, like),
+        coefficients_of(network, blocks.NUM_COEFFICIENTS),
+        out,
+    )
 
 
 @compiled
-def _note_in_block(n: Any, network: Any, turn: Any, block: Any, like: Any) -> Any:
+def _note_in_block(n: Any, network: Any, turn: Any, like: Any) -> Any:
     """δ of record n, which was learned, and what it does to the first layer's weights."""
-    operation, counts = operations_of(network)[0], counts_of(network)
-    delta_KH, weight = block[3], operation[WEIGHT]
-    delta_KH[n] = view(slopes_of(network)[turn, operation[OUTPUT]], delta_KH.shape[1], like)
+    operation, counts, delta_KH = operations_of(network)[0], counts_of(network), _first_delta(network, like)
+    weight = operation[WEIGHT]
+    copy(view(slopes_of(network)[turn, operation[OUTPUT]], delta_KH.shape[1], like), delta_KH[n])
     counts[weight] += 1
-    blocks.advance(n, dials_of(network, weight), counts[weight], block[4])
+    blocks.advance(n, dials_of(network, weight), counts[weight], coefficients_of(network, blocks.NUM_COEFFICIENTS))
 
 
 @inlined
@@ -270,7 +267,7 @@ def _flush(network: Any, turn: Any, is_blocked: Any, like: Any) -> Any:
         delta = view(slopes[turn, operation[OUTPUT]], sizes[operation[OUTPUT]], like)
         if bias >= 0 and parameters[bias, FORM] == VECTOR:
             gradient = room_of(network, 0, like)[: delta.shape[0]]
-            gradient[:] = delta
+            copy(delta, gradient)
             step_vector(bias, network, gradient, like)
         if parameters[weight, FORM] == OUTER and not (is_blocked and p == 0):
             x = view(values[turn, source], sizes[source], like)

@@ -10,13 +10,22 @@ from typing import Any
 
 from millstream.engines.kernels.compiled import compiled
 
-__all__ = ["BINARY_CROSS_ENTROPY", "CROSS_ENTROPY", "HUBER", "MSE", "POISSON", "QUANTILE", "loss_of"]
+__all__ = [
+    "BINARY_CROSS_ENTROPY",
+    "CROSS_ENTROPY",
+    "HUBER",
+    "MSE",
+    "POISSON",
+    "QUANTILE",
+    "cross_entropy",
+    "loss_of_numbers",
+]
 
 CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, HUBER, POISSON, QUANTILE = range(6)
 
 
 @compiled
-def _cross_entropy(outputs_C: Any, label: Any, smoothing: Any, class_weights_C: Any, slope_C: Any) -> Any:
+def cross_entropy(outputs_C: Any, label: Any, smoothing: Any, class_weights_C: Any, slope_C: Any) -> Any:
     """The loss of one record; ``slope`` becomes its derivative by the outputs."""
     num, kind = outputs_C.shape[0], outputs_C.dtype.type
     top = outputs_C[0]
@@ -45,7 +54,7 @@ def _cross_entropy(outputs_C: Any, label: Any, smoothing: Any, class_weights_C: 
 
 
 @compiled
-def _loss_of_numbers(
+def loss_of_numbers(
     kind: Any, outputs_C: Any, targets_C: Any, parameter: Any, smoothing: Any, class_weights_C: Any, slope_C: Any
 ) -> Any:
     """The mean over the outputs of one record; ``slope`` becomes its derivative by the outputs."""
@@ -77,20 +86,3 @@ def _loss_of_numbers(
     for c in range(num):
         slope_C[c] /= num
     return loss / num
-
-
-@compiled
-def loss_of(
-    kind: Any,
-    outputs_C: Any,
-    label: Any,
-    numbers_C: Any,
-    parameter: Any,
-    smoothing: Any,
-    class_weights_C: Any,
-    slope_C: Any,
-) -> Any:
-    """The loss of one record; ``slope`` becomes its derivative by the outputs."""
-    if kind == CROSS_ENTROPY:
-        return _cross_entropy(outputs_C, label, smoothing, class_weights_C, slope_C)
-    return _loss_of_numbers(kind, outputs_C, numbers_C, parameter, smoothing, class_weights_C, slope_C)

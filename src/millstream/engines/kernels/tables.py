@@ -17,9 +17,12 @@ from millstream.engines.kernels.layout import NUM_OPERATION_COLUMNS, NUM_PARAMET
 from millstream.engines.kernels.steps import NUM_DIALS, NUM_TERMS
 
 __all__ = [
-    *("ARGUMENTS", "COUNTS", "DIALS", "GEOMETRY", "INPUTS", "NUM_INPUTS", "NUM_OPERATIONS", "NUM_PARAMETERS"),
-    *("NUM_TABLES", "NUM_VALUES", "OPERATIONS", "OPTIMIZER", "PARAMETERS", "ROOM", "ROOM_WIDTH", "SIZES", "SLOPES"),
-    *("TERMS", "VALUES"),
+    *("ALL_DIALS", "ARGUMENTS", "BLOCK_SIZE", "CLASSES", "CLASS_WEIGHTS", "COEFFICIENTS", "COUNTS", "DELTA", "DIALS"),
+    *("FIRST_RANDOM", "FROM_BUFFER", "FROM_WEIGHTS", "GEOMETRY", "INPUTS", "KEYS", "LOSS", "LOSSES", "NUMBERS"),
+    *("NUM_ALL_DIALS", "NUM_CLASS_WEIGHTS", "NUM_INPUTS", "NUM_OPERATIONS", "NUM_PARAMETERS", "NUM_RECORDS"),
+    *("NUM_TABLES", "NUM_VALUES", "OPERATIONS", "OPTIMIZER", "OUTPUTS", "PARAMETERS", "PRODUCTS", "ROOM"),
+    *("ROOM_WIDTH", "SCORES_IN_TRAINING", "SIZES", "SKIPPED", "SLOPES", "TERMS", "VALUES", "WEIGHTS"),
+    *("block_matrix", "coefficients_of", "key_of", "losses_of", "outputs_of", "skipped_of", "weight_of"),
     *("argument_of", "counts_of", "dials_of", "geometry_of", "inputs_of", "operations_of", "parameters_of", "room_of"),
     *("sizes_of", "slopes_of", "terms_of", "values_of"),
 ]
@@ -43,9 +46,32 @@ __all__ = [
     TERMS,
     ROOM,
     ROOM_WIDTH,
-) = range(18)
-NUM_TABLES = 18
-_FLOATS = np.zeros(0)
+    FIRST_RANDOM,  # the first operation that differs in training, −1 for none
+    SCORES_IN_TRAINING,  # whether records are scored as they are trained
+    LOSS,  # its kind
+    CLASS_WEIGHTS,
+    NUM_CLASS_WEIGHTS,
+    # Of one call: N records from these addresses on. Weights may be 0, for 1 each; so may keys where nothing is random.
+    NUM_RECORDS,
+    CLASSES,
+    NUMBERS,
+    WEIGHTS,
+    KEYS,
+    OUTPUTS,
+    LOSSES,
+    SKIPPED,
+    ALL_DIALS,  # a row for each update, or one for all
+    NUM_ALL_DIALS,
+    # Of one block of K records of the first layer: W₀x, B₀x (0 without momentum), xᵢ·xⱼ, δ, coefficients.
+    BLOCK_SIZE,  # 0 for the direct form
+    FROM_WEIGHTS,
+    FROM_BUFFER,
+    PRODUCTS,
+    DELTA,
+    COEFFICIENTS,
+) = range(39)
+NUM_TABLES = 39
+_FLOATS, _BYTES = np.zeros(0), np.zeros(0, np.uint8)
 
 
 @inlined
@@ -118,3 +144,45 @@ def terms_of(network: Any) -> Any:
 def room_of(network: Any, which: Any, like: Any) -> Any:
     """One of two vectors, each as long as the longest that is needed."""
     return view(network[ROOM] + which * network[ROOM_WIDTH] * like.itemsize, network[ROOM_WIDTH], like)
+
+
+@inlined
+def losses_of(network: Any, like: Any) -> Any:
+    """(N,)."""
+    return view(network[LOSSES], network[NUM_RECORDS], like)
+
+
+@inlined
+def outputs_of(network: Any, n: Any, size: Any, like: Any) -> Any:
+    """(C,) of record n."""
+    return view(network[OUTPUTS] + n * size * like.itemsize, size, like)
+
+
+@inlined
+def skipped_of(network: Any) -> Any:
+    """(N,) whether a record was left out, as bytes."""
+    return view(network[SKIPPED], network[NUM_RECORDS], _BYTES)
+
+
+@inlined
+def weight_of(network: Any, n: Any, like: Any) -> Any:
+    """The weight of record n."""
+    return view(network[WEIGHTS], network[NUM_RECORDS], like)[n] if network[WEIGHTS] != 0 else like.dtype.type(1)
+
+
+@inlined
+def key_of(network: Any, n: Any) -> Any:
+    """The key of what is random in record n."""
+    return view(network[KEYS], network[NUM_RECORDS], network)[n] if network[KEYS] != 0 else np.int64(0)
+
+
+@inlined
+def block_matrix(address: Any, network: Any, size: Any, like: Any) -> Any:
+    """(K, size) of a block; empty where there is none."""
+    return matrix(address, network[BLOCK_SIZE], size, like)
+
+
+@inlined
+def coefficients_of(network: Any, num_more: Any) -> Any:
+    """(2, K + more) of W and of B."""
+    return matrix(network[COEFFICIENTS], 2, network[BLOCK_SIZE] + num_more, _FLOATS)
