@@ -56,7 +56,9 @@ class FusedEngine:
         self._number = np.float32 if self._dtype == torch.float32 else np.float64
         self._machines: dict[Any, _Machine | str] = {}
         self._hooks = graph.hooks(rule.model)
-        num_weights = sum(p.numel() for p in rule.model.parameters() if p.ndim == 2)
+        by_rows = (nn.Embedding, nn.EmbeddingBag)
+        parts = [part for part in rule.model.modules() if not isinstance(part, by_rows)]
+        num_weights = sum(p.numel() for part in parts for p in part.parameters(recurse=False) if p.ndim > 1)
         self._chunk_size = int(min(4096, max(32, 2 ** np.floor(np.log2(1e9 / max(1, num_weights))))))
         make_ready(self._number)
 

@@ -59,6 +59,7 @@ class Program:
         random = [p for p, op in enumerate(tape.operations) if op.kind == layout.DROPOUT]
         self.network[tables.FIRST_RANDOM] = random[0] if random else -1
         self.is_random = bool(random)
+        self.network[tables.HAS_ROWS] = any(op.kind == layout.EMBEDDING for op in tape.operations)
         self.like = np.zeros(1, np.float32 if dtype == torch.float32 else np.float64)  # tells the kernels the type
         self._pointers: tuple[Any, ...] = ()
 

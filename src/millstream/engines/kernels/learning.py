@@ -19,6 +19,7 @@ from millstream.engines.kernels.layout import (
     COLUMNS,
     DENSE,
     EMBEDDING,
+    FIRST,
     FORM,
     GRADIENT,
     INPUT,
@@ -44,6 +45,7 @@ from millstream.engines.kernels.tables import (
     FIRST_RANDOM,
     FROM_BUFFER,
     FROM_WEIGHTS,
+    HAS_ROWS,
     LOSS,
     NUM_ALL_DIALS,
     NUM_CLASS_WEIGHTS,
@@ -71,6 +73,7 @@ from millstream.engines.kernels.tables import (
     weight_of,
 )
 from millstream.engines.kernels.updates import step_matrix, step_rows_of, step_vector
+from millstream.engines.kernels.vectors import count_tiny_as_zero, prefetch, restore_tiny
 
 __all__ = ["answer", "is_kept", "learn"]
 
@@ -86,6 +89,31 @@ def _look_at(n: Any, turn: Any, network: Any) -> Any:
     values, inputs_J = values_of(network), inputs_of(network)
     for j in range(inputs_J.shape[0]):
         values[turn, inputs_J[j, 0]] = inputs_J[j, 1] + n * inputs_J[j, 2]
+
+
+@compiled
+def _ask_for_rows(network: Any, turn: Any, like: Any) -> Any:
+    """The rows of tables that the next record will need start on their way from memory."""
+    operations, parameters, values, inputs_J = (
+        operations_of(network),
+        parameters_of(network),
+        values_of(network),
+        inputs_of(network),
+    )
+    for p in range(operations.shape[0]):
+        operation = operations[p]
+        if operation[KIND] != EMBEDDING:
+            continue
+        source, row = operation[INPUT], parameters[operation[WEIGHT]]
+        for j in range(inputs_J.shape[0]):
+            if inputs_J[j, 0] == source:
+                ids_K = view(values[turn, source] + inputs_J[j, 2], sizes_of(network)[source], network)
+                size = row[COLUMNS] * like.itemsize
+                for k in range(ids_K.shape[0]):
+                    for first in range(0, size + 63, 64):
+                        prefetch(row[PLACE] + ids_K[k] * size + min(first, size - 1))
+                        if row[FIRST] != row[PLACE]:
+                            prefetch(row[FIRST] + ids_K[k] * size + min(first, size - 1))
 
 
 @compiled
@@ -107,7 +135,14 @@ def learn(tables: Any, parameter: Any, smoothing: Any, clip_norm: Any, like: Any
 
     ``parameter`` and ``smoothing`` are of the loss, ``like`` is any vector of the model's numbers.
     """
-    network, like = borrowed(tables), borrowed(like)
+    state = count_tiny_as_zero()
+    applied = _learn(borrowed(tables), parameter, smoothing, clip_norm, borrowed(like))
+    restore_tiny(state)
+    return applied
+
+
+@inlined
+def _learn(network: Any, parameter: Any, smoothing: Any, clip_norm: Any, like: Any) -> Any:
     losses_N, skipped_N = losses_of(network, like), skipped_of(network)
     scores_in_training, first_random = network[SCORES_IN_TRAINING] != 0, network[FIRST_RANDOM]
     is_blocked = network[BLOCK_SIZE] > 0
@@ -116,6 +151,8 @@ def learn(tables: Any, parameter: Any, smoothing: Any, clip_norm: Any, like: Any
     for n in range(losses_N.shape[0]):
         turn = np.int64(n & 1)
         _look_at(n, turn, network)
+        if network[HAS_ROWS] != 0 and n + 1 < losses_N.shape[0]:
+            _ask_for_rows(network, turn, like)
         if is_blocked:
             _first_of_block(n, network, turn, pending, like)
         key = key_of(network, n)

@@ -18,7 +18,18 @@ from millstream.engines.kernels.steps import NUM_DIALS, NUM_TERMS
 
 __all__ = [
     *("ALL_DIALS", "ARGUMENTS", "BLOCK_SIZE", "CLASSES", "CLASS_WEIGHTS", "COEFFICIENTS", "COUNTS", "DELTA", "DIALS"),
-    *("FIRST_RANDOM", "FROM_BUFFER", "FROM_WEIGHTS", "GEOMETRY", "INPUTS", "KEYS", "LOSS", "LOSSES", "NUMBERS"),
+    *(
+        "FIRST_RANDOM",
+        "FROM_BUFFER",
+        "FROM_WEIGHTS",
+        "GEOMETRY",
+        "HAS_ROWS",
+        "INPUTS",
+        "KEYS",
+        "LOSS",
+        "LOSSES",
+        "NUMBERS",
+    ),
     *("NUM_ALL_DIALS", "NUM_CLASS_WEIGHTS", "NUM_INPUTS", "NUM_OPERATIONS", "NUM_PARAMETERS", "NUM_RECORDS"),
     *("NUM_TABLES", "NUM_VALUES", "OPERATIONS", "OPTIMIZER", "OUTPUTS", "PARAMETERS", "PRODUCTS", "ROOM"),
     *("ROOM_WIDTH", "SCORES_IN_TRAINING", "SIZES", "SKIPPED", "SLOPES", "TERMS", "VALUES", "WEIGHTS"),
@@ -69,8 +80,9 @@ __all__ = [
     PRODUCTS,
     DELTA,
     COEFFICIENTS,
-) = range(39)
-NUM_TABLES = 39
+    HAS_ROWS,  # whether there are embeddings, whose rows are better asked for early
+) = range(40)
+NUM_TABLES = 40
 _FLOATS, _BYTES = np.zeros(0), np.zeros(0, np.uint8)
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import config, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from millstream.engines.kernels.compiled import compiled
 
 __all__ = [
     *("LINE", "VECTOR_BYTES", "Values", "Vectors", "add_shifted", "address_of", "aligned", "choose", "clear"),
-    *("lanes", "move", "whole"),
+    *("count_tiny_as_zero", "lanes", "move", "prefetch", "restore_tiny", "whole"),
 ]
 
 LINE = 16  # numbers: no vector is longer
@@ -218,6 +219,72 @@ def choose(_: Any, condition: Any, yes: Any, no: Any) -> Any:
         return found
 
     return no(types.boolean, no, no), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(_: Any, address: Any) -> Any:
+    """Asks for the line of the cache at an address, which may be any, before it is needed."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, short = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = _declared(builder, ir.FunctionType(ir.VoidType(), [byte, short, short, short]), "llvm.prefetch.p0")
+        to_write, often, data = (ir.Constant(short, number) for number in (1, 3, 1))
+        builder.call(function, [builder.inttoptr(arguments[0], byte), to_write, often, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def count_tiny_as_zero(_: Any) -> Any:
+    """From here on numbers below 1.2e-38 (in float32) are 0: with their few digits left they are many times slower.
+
+    Gives what ``restore_tiny`` wants. Of x86 only; elsewhere nothing changes.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        state = _control(builder, None)
+        if state is None:
+            return ir.Constant(ir.IntType(32), 0)
+        _control(builder, builder.or_(state, ir.Constant(ir.IntType(32), _TINY_IS_ZERO)))
+        return state
+
+    return types.int32(), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def restore_tiny(_: Any, state: Any) -> Any:
+    """Tiny numbers are again what they were before ``count_tiny_as_zero``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _control(builder, arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int32), generate
+
+
+_TINY_IS_ZERO = 0x8040  # of MXCSR: results are flushed to zero, operands are taken for zero
+
+
+def _control(builder: Any, state: Any) -> Any:
+    """Reads the control register of floating-point vectors, or sets it; None where it is not an x86."""
+    if not binding.get_process_triple().startswith(("x86_64", "i686")):
+        return None
+    word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+    room = cgutils.alloca_once(builder, word)
+    kind = ir.FunctionType(ir.VoidType(), [byte])
+    place = builder.bitcast(room, byte)
+    if state is None:
+        builder.call(_declared(builder, kind, "llvm.x86.sse.stmxcsr"), [place])
+        return builder.load(room)
+    builder.store(state, room)
+    builder.call(_declared(builder, kind, "llvm.x86.sse.ldmxcsr"), [place])
+    return state
+
+
+def _declared(builder: Any, kind: Any, name: str) -> Any:
+    module = builder.module
+    return module.globals.get(name) or ir.Function(module, kind, name)
 
 
 @compiled
