@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 from typing import Any
 
 import pytest
@@ -324,3 +325,14 @@ def test_hooks_that_come_later_are_called(of: str) -> None:
             layer.weight.register_hook(lambda gradient: gradient * 0)  # type: ignore[operator, union-attr]
     both_learn(fused, reference, Chunk(x, y, start=20))
     assert_equal(fused, reference)
+
+
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
+def test_a_copy_of_an_engine_has_memory_of_its_own(twin_of: Any) -> None:
+    fused, reference = pair(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3)), "momentum")
+    x, y = records(40)
+    both_learn(fused, reference, Chunk(x[:20], y[:20]))
+    twin, kept = twin_of(fused), copy.deepcopy(fused.rule.model.state_dict())
+    both_learn(twin, reference, Chunk(x[20:], y[20:], start=20))
+    assert_equal(twin, reference)
+    assert all(torch.equal(value, kept[name]) for name, value in fused.rule.model.state_dict().items())

@@ -62,6 +62,13 @@ class FusedEngine:
         self._chunk_size = int(min(4096, max(32, 2 ** np.floor(np.log2(1e9 / max(1, num_weights))))))
         make_ready(self._number)
 
+    def __getstate__(self) -> UpdateRule:
+        """A copy is made anew of a copy of the rule: tables of addresses belong to one engine alone."""
+        return self.rule
+
+    def __setstate__(self, rule: UpdateRule) -> None:
+        self.__init__(rule)  # type: ignore[misc]
+
     @staticmethod
     def declines(rule: UpdateRule) -> str:
         """Why this engine does not take the rule; empty if it does."""
