@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from millstream.cli.output import print_json
 from millstream.cli.progress import err
@@ -22,7 +22,7 @@ def run(as_json: bool) -> None:
     before = _kept(folder)
     started = time.perf_counter()
     with err.status("compiling the loops of the fused engine"):
-        for number in (np.float32, np.float64):
+        for number in (torch.float32, torch.float64):
             fused.make_ready(number)
     seconds = time.perf_counter() - started
     kept = _kept(folder)

@@ -93,7 +93,7 @@ class Blocks:
         value = program.tape.values[first.source]
         if first.kind != layout.LINEAR or value.path is None or first.weight is None:
             return None
-        if value.first or first.weight.ndim != 2:
+        if first.weight.ndim != 2:
             return None
         num_out, num_in = first.weight.shape
         momentum = program.dials[0, program.number(first.weight) * steps.NUM_DIALS + steps.MOMENTUM] != 0
@@ -104,12 +104,14 @@ class Blocks:
     def learn(self, call: Call, first: int, last: int, dials: npt.NDArray[np.float64]) -> int:
         """Learns records ``first`` to ``last``; gives the number of updates."""
         source = self._program.tape.operations[0].source
-        place = next(p for p, value in enumerate(self._program.input_values) if value.name == source)
+        values = enumerate(self._program.input_values)
+        place, value = next((place, value) for place, value in values if value.name == source)
+        inputs = call.inputs[place][:, value.first : value.first + value.size]
         applied = 0
         for start in range(first, last, _BLOCK):
             stop = min(start + _BLOCK, last)
             rows = dials if len(dials) == 1 else dials[applied : applied + stop - start]
-            applied += self._block(call, call.inputs[place][start:stop], start, stop, rows)
+            applied += self._block(call, inputs[start:stop], start, stop, rows)
         self._program.network[tables.BLOCK_SIZE] = 0
         return applied
 

@@ -38,6 +38,7 @@ from millstream.losses import NamedLoss
 __all__ = ["FusedEngine", "make_ready"]
 
 _log = logging.getLogger("millstream")
+_MOST_MACHINES = 16  # for inputs of different structures
 _FEW = 8  # records for which matrix products of a block do not pay
 
 
@@ -52,15 +53,15 @@ class FusedEngine:
             raise ModelError(got=found, wanted="what the fused engine knows", do="leave the engine at 'auto'")
         self.rule, self._graph = rule, found
         self._reference = ReferenceEngine(rule)
-        self._dtype = next(rule.model.parameters()).dtype
-        self._number = np.float32 if self._dtype == torch.float32 else np.float64
+        self._parameters = list(rule.model.parameters())
+        self._dropouts = [part for part in rule.model.modules() if isinstance(part, nn.Dropout)]
         self._machines: dict[Any, _Machine | str] = {}
-        self._hooks = graph.hooks(rule.model)
+        self._hooks = [*graph.hooks(rule.model), *optimizers.hooks(rule.optimizer)]
         by_rows = (nn.Embedding, nn.EmbeddingBag)
         parts = [part for part in rule.model.modules() if not isinstance(part, by_rows)]
         num_weights = sum(p.numel() for part in parts for p in part.parameters(recurse=False) if p.ndim > 1)
         self._chunk_size = int(min(4096, max(32, 2 ** np.floor(np.log2(1e9 / max(1, num_weights))))))
-        make_ready(self._number)
+        make_ready(self._parameters[0].dtype)
 
     def __getstate__(self) -> UpdateRule:
         """A copy is made anew of a copy of the rule: tables of addresses belong to one engine alone."""
@@ -84,6 +85,8 @@ class FusedEngine:
     def learn(self, chunk: Chunk, update_size: int, questions: Questions | None = None) -> Outcome:
         if update_size == 1 and len(chunk) and not any(self._hooks):
             machine = self._machine(chunk.inputs)
+            if questions is not None and _structure(questions.chunk.inputs) != _structure(chunk.inputs):
+                machine = "questions of another shape than the lessons"
             with torch.no_grad():
                 outcome = None if isinstance(machine, str) else machine.learn(chunk, questions)
             if outcome is not None:
@@ -91,30 +94,39 @@ class FusedEngine:
         return self._reference.learn(chunk, update_size, questions)
 
     def _machine(self, inputs: Inputs) -> _Machine | str:
-        """What runs inputs of this structure; made when they are first seen."""
-        structure = _structure(inputs)
-        machine = self._machines.get(structure)
+        """What runs inputs of this structure by the rule as it is now; made when the two are first seen."""
+        rule = self.rule
+        facts = (
+            *(_structure(inputs), rule.scoring, rule.clip_norm, rule.clip_value),
+            tuple(part.p for part in self._dropouts),
+            tuple((p.shape, p.stride(), p.dtype) for p in self._parameters),
+        )
+        machine = self._machines.get(facts)
         if machine is None:
-            machine = self._made(inputs) if structure is not None else "inputs of named columns"
+            machine = self._made(inputs)
             if isinstance(machine, str):
                 _log.info("engine fused leaves these inputs to the reference: %s", machine)
-            self._machines[structure] = machine
+            if len(self._machines) >= _MOST_MACHINES:
+                del self._machines[next(iter(self._machines))]
+            self._machines[facts] = machine
         return machine
 
     def _made(self, inputs: Inputs) -> _Machine | str:
+        reason = "inputs of named columns" if _structure(inputs) is None else _refused_parameters(self.rule)
+        if reason:
+            return reason
+        dtype = self._parameters[0].dtype
         self._reference._modes.train()  # what is kept in eval mode stays so, and is read so
         tape = graph.read(self._graph, self.rule.model, _two_records(inputs))
         if isinstance(tape, str):
             return tape
-        strange = [
-            v
-            for v in tape.values.values()
-            if v.path is not None and v.dtype not in (self._dtype, torch.int64, torch.int32)
-        ]
+        taken = (dtype, torch.int64, torch.int32)
+        strange = [v for v in tape.values.values() if v.path is not None and v.dtype not in taken]
         if strange:
             return f"inputs of {strange[0].dtype}"
-        criterion = Criterion(self.rule.loss, tape.output.shape, tape.output.size, self._dtype)  # type: ignore[arg-type]
-        return criterion.refused() or _Machine(Program(tape, self.rule, self._dtype), criterion, self.rule)
+        make_ready(dtype)
+        criterion = Criterion(self.rule.loss, tape.output.shape, tape.output.size, dtype)  # type: ignore[arg-type]
+        return criterion.refused() or _Machine(Program(tape, self.rule, dtype), criterion, self.rule)
 
 
 def _graph_of(rule: UpdateRule) -> fx.GraphModule | str:
@@ -177,12 +189,25 @@ class _Machine:
         asked = None if questions is None else self._call(questions.chunk)
         if call is None or (questions is not None and asked is None) or self._program.refresh():
             return None
+        try:
+            return self._learn(call, asked, questions)
+        finally:
+            self._program.state.give_back()
+
+    def _learn(self, call: Call, asked: Call | None, questions: Questions | None) -> Outcome | None:
         num = len(call.losses)
+        schedule = None if self._rule.scheduler is None else Schedule(self._rule, self._program.state)
+        dials = self._program.dials if schedule is None else schedule.dials(num)
+        if dials is None:
+            return None
+        if self._criterion.loss.class_weights is not None:  # which may have been changed in place
+            self._class_weights.copy_(self._criterion.loss.class_weights)
         if questions is None or asked is None:
-            answered, applied = call, self._run(call, 0, num)
+            answered, applied = call, self._run(call, 0, num, dials)
         else:
-            answered, applied = asked, self._between(call, asked, questions.learned_before)
-        self._program.state.give_back()
+            answered, applied = asked, self._between(call, asked, questions.learned_before, dials)
+        if schedule is not None:
+            schedule.advance(applied)
         places = tuple(call.skipped.nonzero()[:, 0].tolist()) if applied < num else ()
         return Outcome(answered.outputs.view(-1, *self._criterion.shape), answered.losses, applied, places)
 
@@ -191,6 +216,8 @@ class _Machine:
         if inputs is None or labels is None:
             return None
         num, dtype = len(chunk), self._criterion.dtype
+        if any(len(part) != num for part in (*inputs, *labels) if part is not None):
+            return None
         draws = None
         if self._program.is_random:
             draws = torch.from_numpy(keys(self._rule.seed, chunk.positions()).astype(np.int64))
@@ -198,41 +225,36 @@ class _Machine:
         skipped = torch.zeros(num, dtype=torch.bool)
         return Call(self._program, inputs, labels, draws, outputs, losses_N, skipped, self._numbers, self._clip_norm)
 
-    def _between(self, call: Call, asked: Call, before: npt.NDArray[np.int64]) -> int:
+    def _between(self, call: Call, asked: Call, before: npt.NDArray[np.int64], dials: npt.NDArray[np.float64]) -> int:
         """Answers each question once exactly the records before it were learned."""
         learned = first = applied = 0
         while first < len(before):
             due = int(before[first])
             last = int(np.searchsorted(before, due, side="right"))
-            applied += self._run(call, learned, due)
+            applied += self._run(call, learned, due, dials[min(applied, len(dials) - 1) :])
             asked.answer(first, last)
             learned, first = max(learned, due), last
-        return applied + self._run(call, learned, len(call.losses))
+        return applied + self._run(call, learned, len(call.losses), dials[min(applied, len(dials) - 1) :])
 
-    def _run(self, call: Call, first: int, last: int) -> int:
+    def _run(self, call: Call, first: int, last: int, dials: npt.NDArray[np.float64]) -> int:
         """Learns records ``first`` to ``last`` of a call; gives the number of updates."""
         if last <= first:
             return 0
-        schedule = None if self._rule.scheduler is None else Schedule(self._rule, self._program.state)
-        dials = self._program.dials if schedule is None else schedule.dials(last - first)
         blocks = Blocks.pay(self._program) if last - first >= _FEW else None
-        applied = call.learn(first, last, dials) if blocks is None else blocks.learn(call, first, last, dials)
-        if schedule is not None:
-            schedule.advance(applied)
-        return applied
+        return call.learn(first, last, dials) if blocks is None else blocks.learn(call, first, last, dials)
 
 
 @functools.cache
-def make_ready(number: Any) -> None:
-    """Loads the compiled loops for this kind of number, or compiles them, before anybody takes the time."""
+def make_ready(dtype: torch.dtype) -> None:
+    """Loads the compiled loops for this type of number, or compiles them, before anybody takes the time."""
     if not learning.is_kept():
         _log.warning("compiling the loops of the fused engine; this takes half a minute, once")
-    model = nn.Linear(1, 1, dtype=torch.float32 if number is np.float32 else torch.float64)
+    model = nn.Linear(1, 1, dtype=dtype)
     rule = UpdateRule(model, NamedLoss("mse"), torch.optim.SGD(model.parameters(), lr=0.0))
-    inputs = torch.zeros(1, 1, dtype=model.weight.dtype)
+    inputs = torch.zeros(1, 1, dtype=dtype)
     tape = graph.read(fx.GraphModule(model, fx.Tracer().trace(model)), model, inputs.repeat(2, 1))
     assert isinstance(tape, graph.Tape)
-    machine = _Machine(Program(tape, rule, inputs.dtype), Criterion(NamedLoss("mse"), (1,), 1, inputs.dtype), rule)
+    machine = _Machine(Program(tape, rule, dtype), Criterion(NamedLoss("mse"), (1,), 1, dtype), rule)
     chunk = Chunk(inputs, inputs)
     with torch.no_grad():
         machine.learn(chunk, Questions(chunk, np.zeros(1, np.int64)))

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from millstream.contracts import Inputs
 from millstream.engines import operations, spatial
 from millstream.engines.kernels import layout
-from millstream.engines.operations import METHODS, Found, Unknown
+from millstream.engines.operations import METHODS, Found, Unknown, first_argument
 
 __all__ = ["Operation", "Tape", "Value", "hooks", "read", "trace"]
 
@@ -69,11 +69,6 @@ class Tape:
     values: dict[str, Value]
     output: Value
 
-    @property
-    def num_products(self) -> int:
-        """Multiplications of one prediction, roughly: what decides how many records are worth one call."""
-        return sum(op.weight.numel() for op in self.operations if op.weight is not None and op.kind == layout.LINEAR)
-
 
 def trace(model: nn.Module) -> fx.GraphModule | str:
     """The model's graph, of parts that are all known; or why there is none.
@@ -89,11 +84,11 @@ def trace(model: nn.Module) -> fx.GraphModule | str:
             in_eval = str(fx.Tracer().trace(model))
             model.train()
             graph = fx.Tracer().trace(model)
+            graph_module = fx.GraphModule(model, graph)
         except Exception as error:  # whatever a person's forward does with what stands in for its input
             return f"torch.fx does not follow the model's forward ({type(error).__name__}: {_first_line(error)})"
     if str(graph) != in_eval:
         return "the model's forward does other things in training than the modules that it calls"
-    graph_module = fx.GraphModule(model, graph)
     return next(filter(None, (_unknown(node, model) for node in graph.nodes)), graph_module)
 
 
@@ -102,6 +97,7 @@ def _unknown(node: fx.Node, model: nn.Module) -> str:
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
         known = type(module) in _MODULES or isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten)
+        known = known and "forward" not in vars(module)  # which a person may have put there
         what = type(module).__name__
     elif node.op == "call_function":
         known = node.target in _FUNCTIONS or node.target in (operator.getitem, getattr, torch.flatten, torch.cat)
@@ -187,6 +183,7 @@ class _Reader:
         self._operations: list[Operation] = []
         self._output = ""
         self._num_draws = 0
+        self._renamed: set[str] = set()
 
     def take(self, node: fx.Node) -> None:
         match node.op:
@@ -224,6 +221,8 @@ class _Reader:
             self._rename(node)
         elif target is torch.cat:
             self._concatenate(node)
+        elif target is getattr:
+            raise Unknown(f"{node.name}, an attribute of a tensor")
         else:
             table: dict[Any, Callable[..., Found]] = _FUNCTIONS if node.op == "call_function" else METHODS
             self._add(node, table[target](node, self))
@@ -231,6 +230,7 @@ class _Reader:
     def tape(self) -> Tape:
         if not self._operations:
             raise Unknown("the model computes nothing")
+        self._refuse_what_is_not_used()
         output = self._values[self._output]
         last = self._values[self._operations[-1].output]
         if (self._root(output), output.size) != (self._root(last), last.size):
@@ -239,10 +239,25 @@ class _Reader:
             last = end
         return Tape(self._operations, self._values, dataclasses.replace(last, shape=output.shape))
 
+    def _refuse_what_is_not_used(self) -> None:
+        """Torch gives no gradient, and so no step, to what does not reach the output."""
+        needed = {self._root(self._values[self._output])}
+        for operation in reversed(self._operations):
+            if self._root(self._values[operation.output]) not in needed:
+                raise Unknown(f"{operation.output} is computed and not used")
+            needed |= {self._root(self._values[name]) for name in (operation.source, operation.other) if name}
+
     # What the readers of single operations ask.
 
     def value(self, node: Any) -> Value:
-        """The value that a node stands for."""
+        """The value that a node stands for, of numbers to compute with."""
+        found = self.ids(node)
+        if not found.dtype.is_floating_point:
+            raise Unknown(f"{node} are whole numbers that are computed with")
+        return found
+
+    def ids(self, node: Any) -> Value:
+        """The value that a node stands for, whatever it holds."""
         return self._values[self._name(node)]
 
     def parameter(self, node: Any) -> nn.Parameter:
@@ -266,9 +281,14 @@ class _Reader:
         return self._num_draws - 1
 
     def is_last_use(self, node: fx.Node, of: Any) -> bool:
-        """Whether nothing reads a node after this one, as what works in place must be sure of."""
-        later = {name for name in of.users if name is not node} if isinstance(of, fx.Node) else set()
-        return not later
+        """Whether nothing but this node reads another, or what that is a view of: what works in place must be sure."""
+        while isinstance(of, fx.Node):
+            if any(user is not node for user in of.users):
+                return False
+            if of.name not in self._renamed:
+                return True
+            node, of = of, first_argument(of)  # what is renamed is the same memory
+        return True
 
     def _parameter(self, path: str) -> nn.Parameter:
         found: Any = self._model
@@ -290,16 +310,18 @@ class _Reader:
 
     def _new(self, name: str, shape: tuple[int, ...], root: str = "", first: int = 0) -> Value:
         self._values[name] = Value(name, shape, root, first)
+        found = self._shapes.get(name)
+        if found is not None:
+            self._values[name].dtype = found[1]
         return self._values[name]
 
     def _add(self, node: fx.Node, found: Found) -> None:
-        if not node.users:
-            raise Unknown(f"{node.name} is computed and not used")
         self._new(node.name, self.shape(node))
         self._operations.append(Operation(output=node.name, **found))
 
     def _rename(self, node: fx.Node) -> None:
-        value, shape = self.value(node.args[0]), self.shape(node)
+        value, shape = self.ids(first_argument(node)), self.shape(node)
+        self._renamed.add(node.name)
         if math.prod(shape) != value.size:
             raise Unknown(f"{node.name} changes the number of elements")
         if value.path is not None:
@@ -308,7 +330,7 @@ class _Reader:
             self._new(node.name, shape, value.name)
 
     def _cast(self, node: fx.Node) -> None:
-        value = self.value(node.args[0])
+        value = self.ids(first_argument(node))
         if _CASTS[str(node.target)] != value.dtype:
             raise Unknown(f"{node.name} changes the type of numbers")
         self._rename(node)
@@ -330,7 +352,7 @@ class _Reader:
                 raise Unknown("a key of the inputs that is computed")
             self._take_input(node, found[key], (*path, key))
             return
-        value, shape = self.value(source), self.shape(node)
+        value, shape = self.ids(source), self.shape(node)
         columns = key[1] if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) else None
         if value.path is None or len(value.shape) != 1 or not isinstance(columns, int | slice):
             raise Unknown(f"{node.name} takes a part of a value in a way that is not known")
@@ -344,7 +366,7 @@ class _Reader:
 
     def _concatenate(self, node: fx.Node) -> None:
         """Each part is computed where it belongs, or copied there if others read it too."""
-        parts = node.args[0]
+        parts = first_argument(node)
         dimension = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         shape = self.shape(node)
         if not isinstance(parts, list | tuple) or dimension not in (1, -len(shape)):

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from millstream.engines.kernels import activations, layout
 from millstream.engines.randomness import threshold_of
 
-__all__ = ["FUNCTIONS", "METHODS", "MODULES", "Found", "Unknown", "options"]
+__all__ = ["FUNCTIONS", "METHODS", "MODULES", "Found", "Unknown", "first_argument", "options"]
 
 Found = dict[str, Any]
 """The fields of an operation, but for its output."""
@@ -21,6 +21,16 @@ Found = dict[str, Any]
 
 class Unknown(Exception):
     """Why a model is not run by the fused engine."""
+
+
+def first_argument(node: fx.Node) -> Any:
+    """What a call is about, by position or name."""
+    if node.args:
+        return node.args[0]
+    named = node.kwargs.get("input", node.kwargs.get("tensors"))
+    if named is None:
+        raise Unknown(f"{node.name} without arguments")
+    return named
 
 
 def options(node: fx.Node, names: tuple[str, ...], defaults: tuple[Any, ...]) -> list[Any]:
@@ -42,11 +52,11 @@ def _activation(
         for name, wanted in (fixed or {}).items():
             if found[name] != wanted:
                 raise Unknown(f"{name}={found[name]!r} of {node.name}")
-        if inplace and not reader.is_last_use(node, node.args[0]):
+        if inplace and not reader.is_last_use(node, first_argument(node)):
             raise Unknown(f"{node.name} changes in place what others read")
         return {
             "kind": layout.ACTIVATION,
-            "source": reader.value(node.args[0]).name,
+            "source": reader.value(first_argument(node)).name,
             "code": code,
             "argument": float(number),
         }
@@ -75,18 +85,18 @@ def _linear_function(node: fx.Node, reader: Any) -> Found:
 
 
 def _line_of_linear(node: fx.Node, reader: Any, weight: Tensor, bias: Tensor | None) -> Found:
-    source = reader.value(node.args[0])
+    source = reader.value(first_argument(node))
     if len(source.shape) != 1 or weight.shape[1] != source.size:
         raise Unknown(f"{node.name} is applied to several rows of a record")
     return {"kind": layout.LINEAR, "source": source.name, "weight": weight, "bias": bias}
 
 
 def _dropout(part: nn.Dropout, node: fx.Node, reader: Any) -> Found:
-    if part.inplace and not reader.is_last_use(node, node.args[0]):
+    if part.inplace and not reader.is_last_use(node, first_argument(node)):
         raise Unknown(f"{node.name} changes in place what others read")
     return {
         "kind": layout.DROPOUT,
-        "source": reader.value(node.args[0]).name,
+        "source": reader.value(first_argument(node)).name,
         "code": reader.count_draw(),
         "extra": threshold_of(part.p),
         "argument": part.p,
@@ -94,7 +104,7 @@ def _dropout(part: nn.Dropout, node: fx.Node, reader: Any) -> Found:
 
 
 def _layer_norm(part: nn.LayerNorm | nn.RMSNorm, node: fx.Node, reader: Any) -> Found:
-    source = reader.value(node.args[0])
+    source = reader.value(first_argument(node))
     size = 1
     for length in part.normalized_shape:
         size *= length
@@ -119,7 +129,7 @@ def _bag(part: nn.EmbeddingBag, node: fx.Node, reader: Any) -> Found:
     offsets, factors = options(node, ("offsets", "per_sample_weights"), (None, None))
     if offsets is not None or part.mode not in ("sum", "mean"):
         raise Unknown(f"{node.name} with offsets, or of mode {part.mode}")
-    if len(reader.value(node.args[0]).shape) != 1:
+    if len(reader.ids(first_argument(node)).shape) != 1:
         raise Unknown(f"{node.name} of ids that are not one row a record")
     found = _look_up(part, node, reader, layout.BAG_SUM if part.mode == "sum" else layout.BAG_MEAN)
     if factors is not None:
@@ -133,16 +143,16 @@ def _bag(part: nn.EmbeddingBag, node: fx.Node, reader: Any) -> Found:
 def _look_up(part: nn.Embedding | nn.EmbeddingBag, node: fx.Node, reader: Any, how: int) -> Found:
     if part.max_norm is not None or part.scale_grad_by_freq:
         raise Unknown(f"{node.name} with max_norm or scale_grad_by_freq")
-    source = reader.value(node.args[0])
+    source = reader.ids(first_argument(node))
     if source.path is None or source.dtype not in (torch.int64, torch.int32):
-        raise Unknown(f"{node.name} of ids that are not int64 inputs")
+        raise Unknown(f"{node.name} of ids that are not whole numbers of the inputs")
     nothing = -1 if part.padding_idx is None else part.padding_idx
     return {"kind": layout.EMBEDDING, "source": source.name, "weight": part.weight, "code": how, "extra": nothing}
 
 
 def _add(node: fx.Node, reader: Any) -> Found:
     (alpha,) = options(node, ("other", "alpha"), (None, 1))[1:]
-    one, other = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
+    one, other = first_argument(node), node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
     if alpha != 1:
         raise Unknown(f"{node.name} with alpha={alpha}")
     if reader.is_parameter(one):

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from millstream.engines.kernels import steps
 from millstream.engines.rule import UpdateRule
 
-__all__ = ["OptimizerState", "Schedule", "kind_of", "refused", "takes_rows"]
+__all__ = ["OptimizerState", "Schedule", "hooks", "kind_of", "refused", "takes_rows"]
 
 _KINDS: dict[type[torch.optim.Optimizer], int] = {
     torch.optim.SGD: steps.SGD,
@@ -69,9 +69,26 @@ def refused(rule: UpdateRule) -> str:
             return "the optimizer's option differentiable"
         if group.get("decoupled_weight_decay") and type(optimizer) is torch.optim.Adam:
             return "the optimizer's option decoupled_weight_decay"
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    if any(hooks(optimizer)):
         return "hooks of the optimizer"
+    return _refused_tables(rule)
+
+
+def _refused_tables(rule: UpdateRule) -> str:
+    """Torch has no step of most optimizers by a sparse gradient, and says so when it comes to it."""
+    groups = {id(p): group for group in rule.optimizer.param_groups for p in group["params"]}
+    for part in rule.model.modules():
+        group = (
+            groups.get(id(part.weight)) if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse else None
+        )
+        if group is not None and not takes_rows(rule.optimizer, group):
+            return f"sparse gradients under {type(rule.optimizer).__name__} with these options"
     return ""
+
+
+def hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Where an optimizer keeps its hooks; all are empty where there are none."""
+    return [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
 
 
 def takes_rows(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
@@ -88,7 +105,8 @@ class OptimizerState:
         self._optimizer, self._parameters = rule.optimizer, parameters
         self.kind = kind_of(rule.optimizer)
         self._bound = math.inf if rule.clip_value is None else float(rule.clip_value)
-        groups = {id(p): group for group in rule.optimizer.param_groups for p in group["params"]}
+        self._all_groups = list(rule.optimizer.param_groups)  # kept, so that no other has the identity of one of these
+        groups = {id(p): group for group in self._all_groups for p in group["params"]}
         self.groups = [groups.get(id(p)) for p in parameters]
         self.trained = [
             number for number, p in enumerate(parameters) if p.requires_grad and self.groups[number] is not None
@@ -99,7 +117,8 @@ class OptimizerState:
     def signature(self) -> tuple[Any, ...]:
         """What the dials follow from; cheap to compare."""
         groups = self._optimizer.param_groups
-        return tuple(value for group in groups for name, value in group.items() if name != "params")
+        values = tuple(value for group in groups for name, value in group.items() if name != "params")
+        return tuple(map(id, groups)), values
 
     def dials(self) -> npt.NDArray[np.float64]:
         """(P, dials) as the groups say now."""
@@ -161,28 +180,44 @@ class Schedule:
     def __init__(self, rule: UpdateRule, state: OptimizerState) -> None:
         assert rule.scheduler is not None
         self._scheduler, self._groups, self._state = rule.scheduler, rule.optimizer.param_groups, state
+        self._before: tuple[Any, ...] = ()
+        self._num_steps = 0
         rule.optimizer._opt_called = True  # type: ignore[attr-defined]  # the scheduler looks whether it steps too early
 
-    def dials(self, num_updates: int) -> npt.NDArray[np.float64]:
-        """(S, P × dials): row k holds before update k of the next call. The scheduler is left as it was."""
-        before = self._kept()
+    def dials(self, num_updates: int) -> npt.NDArray[np.float64] | None:
+        """(S, P × dials): row k holds before update k of the next call, after which ``advance`` says how many came.
+
+        None, and nothing has happened, where the scheduler comes to its end or turns momentum or decay on or off, as
+        the form of a step follows from these.
+        """
+        self._before, self._num_steps = self._kept(), num_updates
         rows = []
-        for _ in range(num_updates):
-            rows.append(self._state.dials().reshape(-1))
-            self._scheduler.step()
-        self._put_back(before)
-        return np.stack(rows)
+        try:
+            for _ in range(num_updates):
+                rows.append(self._state.dials())
+                self._scheduler.step()
+        except Exception:  # torch takes the same steps up to here, and raises it
+            self._put_back()
+            return None
+        found = np.stack(rows)
+        is_on = found[:, :, [steps.MOMENTUM, steps.DECAY]] != 0
+        if (is_on != is_on[:1]).any():
+            self._put_back()
+            return None
+        return found.reshape(num_updates, -1)
 
     def advance(self, num_updates: int) -> None:
-        """Takes the steps of that many updates."""
-        for _ in range(num_updates):
-            self._scheduler.step()
+        """The scheduler has taken as many steps as there were updates."""
+        if num_updates < self._num_steps:
+            self._put_back()
+            for _ in range(num_updates):
+                self._scheduler.step()
 
     def _kept(self) -> tuple[Any, ...]:
         groups = [{name: value for name, value in group.items() if name != "params"} for group in self._groups]
         return copy.deepcopy(self._scheduler.state_dict()), copy.deepcopy(groups)
 
-    def _put_back(self, before: tuple[Any, ...]) -> None:
-        self._scheduler.load_state_dict(before[0])
-        for group, values in zip(self._groups, before[1], strict=True):
+    def _put_back(self) -> None:
+        self._scheduler.load_state_dict(self._before[0])
+        for group, values in zip(self._groups, self._before[1], strict=True):
             group.update(values)

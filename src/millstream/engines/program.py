@@ -36,6 +36,7 @@ class Program:
         self._number = {key: number for number, key in enumerate(found)}
         self._index = {name: place for place, name in enumerate(tape.values)}
         self._rooms: list[Tensor] = []  # whatever the tables point to
+        self._gradients: dict[int, Tensor] = {}
         values = list(tape.values.values())
         read = {name for op in tape.operations for name in (op.source, op.other)}
         self.input_values = [value for value in values if value.path is not None and value.name in read]
@@ -65,15 +66,13 @@ class Program:
 
     def refresh(self) -> str:
         """Addresses, dials and state as they are now; why they cannot be used, if they cannot."""
-        if any(p._backward_hooks for p in self.parameters):
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters):
             return "hooks of a parameter"
         if self._facts != self._found_now():
             self._settle()
             self._mark_slopes(self._operations_table)
         pointers = tuple(p.data_ptr() for p in self.parameters)
         if pointers != self._pointers:
-            if not all(p.is_contiguous() and p.dtype == self._dtype for p in self.parameters):
-                return "parameters that are not contiguous, or not of one type"
             self._pointers = pointers
             self._table[:, layout.PLACE] = pointers
         self.network[tables.OPTIMIZER] = self.state.kind
@@ -159,8 +158,13 @@ class Program:
             row[layout.ROWS] = len(parameter) if parameter.ndim > 1 else 1
             row[layout.COLUMNS] = parameter.numel() // row[layout.ROWS]
             row[layout.FORM] = self._form(number, uses[id(parameter)])
-            if row[layout.FORM] == layout.DENSE and row[layout.GRADIENT] == 0:
-                row[layout.GRADIENT] = self._allot(parameter.numel()).data_ptr()
+            row[layout.GRADIENT] = self._gradient_of(number) if row[layout.FORM] == layout.DENSE else 0
+
+    def _gradient_of(self, number: int) -> int:
+        """The address of room for a dense gradient."""
+        if number not in self._gradients:
+            self._gradients[number] = self._allot(self.parameters[number].numel())
+        return self._gradients[number].data_ptr()
 
     def _found_now(self) -> tuple[Any, ...]:
         """What the forms and the dials follow from."""
@@ -246,6 +250,7 @@ class Program:
     def _mark_slopes(self, table: npt.NDArray[np.int64]) -> None:
         """Which slopes are wanted, and whether an operation is the first to write one when going backward."""
         wanted = self._wanted()
+        table[:, [layout.INPUT_SLOPE, layout.OTHER_SLOPE]] = layout.UNWANTED
         written: set[str] = set()
         for row, op in reversed(list(zip(table, self.tape.operations, strict=True))):
             for name, column in ((op.source, layout.INPUT_SLOPE), (op.other, layout.OTHER_SLOPE)):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from millstream.engines.kernels import layout
-from millstream.engines.operations import Found, Unknown, options
+from millstream.engines.operations import Found, Unknown, first_argument, options
 
 __all__ = ["FUNCTIONS", "MODULES"]
 
@@ -23,7 +23,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _plane(node: fx.Node, reader: Any, num_dims: int) -> tuple[str, int, int, int]:
     """Name, channels, height and width of what a node reads."""
-    source = reader.value(node.args[0])
+    source = reader.value(first_argument(node))
     if len(source.shape) != num_dims + 1:
         raise Unknown(f"{node.name} of records of shape {source.shape}")
     channels, *sizes = source.shape

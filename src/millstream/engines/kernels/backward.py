@@ -69,7 +69,7 @@ def backward(network: Any, turn: Any, like: Any) -> Any:
         slopes_of(network),
         sizes_of(network),
     )
-    total = like.dtype.type(0)
+    total = 0.0
     _clear_gradients(parameters_of(network), like)
     for p in range(operations.shape[0] - 1, -1, -1):
         operation = operations[p]
@@ -147,24 +147,23 @@ def _activation_back(operation: Any, argument: Any, x: Any, y: Any, delta: Any, 
 def _linear_back(operation: Any, parameters: Any, delta: Any, x: Any, slope: Any, like: Any) -> Any:
     """The slope of the inputs, and the squared norm of those gradients that are never made."""
     weight, bias = operation[WEIGHT], operation[BIAS]
-    zero, infinity = like.dtype.type(0), like.dtype.type(np.inf)
-    total, squared_delta, squared_input = zero, zero, zero
+    total, squared_delta, squared_input = 0.0, 0.0, 0.0
     for o in range(delta.shape[0]):
-        squared_delta += delta[o] * delta[o]
+        squared_delta += np.float64(delta[o]) * delta[o]
     form = parameters[weight, FORM]
     if form == OUTER:
         for i in range(x.shape[0]):
-            squared_input += x[i] * x[i]
+            squared_input += np.float64(x[i]) * x[i]
         if squared_delta != 0:
-            total += squared_delta * squared_input
+            total += like.dtype.type(squared_delta * squared_input)  # infinite where torch's sum is
         elif not squared_input < np.inf:  # 0 times a square that overflows is 0; 0 times infinity is not
             for i in range(x.shape[0]):
-                total += zero if abs(x[i]) < np.inf else infinity
+                total += 0.0 if abs(x[i]) < np.inf else np.inf
     elif form == DENSE:
         gradient = matrix(parameters[weight, GRADIENT], delta.shape[0], x.shape[0], like)
         dense.add_outer(delta, x, gradient)
     if bias >= 0 and parameters[bias, FORM] == VECTOR:
-        total += squared_delta
+        total += like.dtype.type(squared_delta)
     elif bias >= 0 and parameters[bias, FORM] == DENSE:
         _pass_on(delta, vector_of(bias, parameters, GRADIENT, like), ADDS)
     if operation[INPUT_SLOPE] >= 0:
