@@ -219,3 +219,46 @@ def test_large_inputs_of_small_slopes_are_learned_in_float32_too() -> None:
             engine.rule.model.bias[:] = 0  # type: ignore[operator, union-attr]
     ours, theirs = (engine.learn(Chunk(x, y), 1) for engine in made)
     assert ours.skipped == theirs.skipped == ()
+
+
+class Stateful(nn.Module):
+    """A forward that changes its model."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.count, self.out = kind, 0, nn.Linear(6, 3)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "assigned":
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        elif self.kind == "in place":
+            self.mean += 1
+        else:
+            self.count += 1
+        found: Tensor = self.out(x) * 0.9 ** (self.count if self.kind == "counted" else 0)
+        return found
+
+
+@pytest.mark.parametrize("kind", ["assigned", "in place", "counted"])
+def test_a_forward_that_changes_its_model_is_declined_and_the_model_left_alone(kind: str) -> None:
+    model = Stateful(kind)
+    rule = UpdateRule(model, CROSS_ENTROPY, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert FusedEngine.declines(rule)
+    assert type(model.mean) is Tensor and not model.mean.any() and model.count == 0
+
+
+def test_a_module_that_is_replaced_or_given_another_forward_is_seen() -> None:
+    fused, reference = pair(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), "sgd")
+    x, y = records(30)
+    both_learn(fused, reference, Chunk(x[:10], y[:10]))
+    for engine in (fused, reference):
+        engine.rule.model[1] = nn.Tanh()  # type: ignore[index, operator]
+    both_learn(fused, reference, Chunk(x[10:], y[10:], start=10))
+    assert_equal(fused, reference)
+    model = nn.Sequential(nn.Linear(6, 3))
+    own = model[0].forward
+    model[0].forward = lambda x: own(x) * 2  # type: ignore[method-assign]
+    assert FusedEngine.declines(UpdateRule(model, CROSS_ENTROPY, torch.optim.SGD(model.parameters(), lr=0.1)))
+    lazy = nn.LazyLinear(3)
+    assert FusedEngine.declines(UpdateRule(lazy, CROSS_ENTROPY, torch.optim.SGD(lazy.parameters(), lr=0.1)))

@@ -14,6 +14,8 @@ import functools
 import itertools
 import logging
 import math
+import pickle
+import shutil
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,10 @@ from torch import Tensor, fx, nn
 
 from millstream.contracts import Chunk, Inputs, Outcome, Questions
 from millstream.engines import criterion as criteria
-from millstream.engines import graph, optimizers
+from millstream.engines import graph, optimizers, tracing
 from millstream.engines.blocks import Blocks, Call
 from millstream.engines.criterion import Criterion
-from millstream.engines.kernels import learning, tables
+from millstream.engines.kernels import compiled, learning, tables
 from millstream.engines.optimizers import Schedule
 from millstream.engines.program import Program
 from millstream.engines.randomness import keys
@@ -56,7 +58,9 @@ class FusedEngine:
         self._parameters = list(rule.model.parameters())
         self._dropouts = [part for part in rule.model.modules() if isinstance(part, nn.Dropout)]
         self._machines: dict[Any, _Machine | str] = {}
-        self._hooks = [*graph.hooks(rule.model), *optimizers.hooks(rule.optimizer)]
+        self._hooks = [*tracing.hooks(rule.model), *optimizers.hooks(rule.optimizer)]
+        self._owned = [kept for part in rule.model.modules() for kept in (part._modules, part._parameters) if kept]
+        self._identities = self._found_identities()
         by_rows = (nn.Embedding, nn.EmbeddingBag)
         parts = [part for part in rule.model.modules() if not isinstance(part, by_rows)]
         num_weights = sum(p.numel() for part in parts for p in part.parameters(recurse=False) if p.ndim > 1)
@@ -93,9 +97,15 @@ class FusedEngine:
                 return outcome
         return self._reference.learn(chunk, update_size, questions)
 
+    def _found_identities(self) -> list[int]:
+        """Of the modules and parameters that the model is made of."""
+        return [id(part) for kept in self._owned for part in kept.values()]
+
     def _machine(self, inputs: Inputs) -> _Machine | str:
         """What runs inputs of this structure by the rule as it is now; made when the two are first seen."""
         rule = self.rule
+        if self._found_identities() != self._identities:
+            return "a model whose modules or parameters were replaced"
         facts = (
             *(_structure(inputs), rule.scoring, rule.clip_norm, rule.clip_value),
             tuple(part.p for part in self._dropouts),
@@ -132,11 +142,13 @@ class FusedEngine:
 def _graph_of(rule: UpdateRule) -> fx.GraphModule | str:
     """The rule's model as a graph of known parts, or why the engine declines."""
     reason = criteria.refused(rule.loss) or optimizers.refused(rule) or _refused_parameters(rule)
-    return reason or graph.trace(rule.model)
+    return reason or tracing.trace(rule.model)
 
 
 def _refused_parameters(rule: UpdateRule) -> str:
     parameters = list(rule.model.parameters())
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
+        return "parameters whose shape is not known yet"
     if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
         return "hooks of a parameter"
     if any(p.device.type != "cpu" for p in parameters):
@@ -256,5 +268,10 @@ def make_ready(dtype: torch.dtype) -> None:
     assert isinstance(tape, graph.Tape)
     machine = _Machine(Program(tape, rule, dtype), Criterion(NamedLoss("mse"), (1,), 1, dtype), rule)
     chunk = Chunk(inputs, inputs)
+    questions = Questions(chunk, np.zeros(1, np.int64))
     with torch.no_grad():
-        machine.learn(chunk, Questions(chunk, np.zeros(1, np.int64)))
+        try:
+            machine.learn(chunk, questions)
+        except (pickle.UnpicklingError, EOFError):  # a cache that was cut short, as by a full disk
+            shutil.rmtree(compiled.cache_folder(), ignore_errors=True)
+            machine.learn(chunk, questions)

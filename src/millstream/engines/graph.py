@@ -16,17 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from millstream.contracts import Inputs
-from millstream.engines import operations, spatial
 from millstream.engines.kernels import layout
 from millstream.engines.operations import METHODS, Found, Unknown, first_argument
+from millstream.engines.tracing import CASTS, FUNCTIONS, MODULES, RESHAPES, first_line
 
-__all__ = ["Operation", "Tape", "Value", "hooks", "read", "trace"]
-
-_MODULES = operations.MODULES | spatial.MODULES
-_FUNCTIONS = operations.FUNCTIONS | spatial.FUNCTIONS
-_RESHAPES = {"contiguous", "flatten", "reshape", "squeeze", "unsqueeze", "view", "unflatten"}
-_CASTS = {"long": torch.int64, "float": torch.float32, "double": torch.float64}
-_NUMBERS = {"size", "dim", "numel"}
+__all__ = ["Operation", "Tape", "Value", "read"]
 
 
 @dataclasses.dataclass(slots=True)
@@ -70,59 +64,6 @@ class Tape:
     output: Value
 
 
-def trace(model: nn.Module) -> fx.GraphModule | str:
-    """The model's graph, of parts that are all known; or why there is none.
-
-    >>> trace(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
-    'the model holds BatchNorm1d, which the fused engine does not know'
-    """
-    if any(hooks(model)):
-        return "modules of the model have hooks"
-    with _as_found(model):
-        try:
-            model.eval()
-            in_eval = str(fx.Tracer().trace(model))
-            model.train()
-            graph = fx.Tracer().trace(model)
-            graph_module = fx.GraphModule(model, graph)
-        except Exception as error:  # whatever a person's forward does with what stands in for its input
-            return f"torch.fx does not follow the model's forward ({type(error).__name__}: {_first_line(error)})"
-    if str(graph) != in_eval:
-        return "the model's forward does other things in training than the modules that it calls"
-    return next(filter(None, (_unknown(node, model) for node in graph.nodes)), graph_module)
-
-
-def _unknown(node: fx.Node, model: nn.Module) -> str:
-    """Why a node is none of the known ones; empty if it is."""
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        known = type(module) in _MODULES or isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten)
-        known = known and "forward" not in vars(module)  # which a person may have put there
-        what = type(module).__name__
-    elif node.op == "call_function":
-        known = node.target in _FUNCTIONS or node.target in (operator.getitem, getattr, torch.flatten, torch.cat)
-        what = f"{getattr(node.target, '__name__', node.target)}()"
-    elif node.op == "call_method":
-        known = node.target in METHODS or node.target in (_RESHAPES | _CASTS.keys() | _NUMBERS | {"get"})
-        what = f"Tensor.{node.target}()"
-    else:
-        known, what = node.op in ("placeholder", "output", "get_attr"), node.op
-    return "" if known else f"the model holds {what}, which the fused engine does not know"
-
-
-def hooks(model: nn.Module) -> list[Any]:
-    """Where the model's modules keep their hooks; all are empty where there are none."""
-    return [
-        kept
-        for part in model.modules()
-        for kept in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-    ]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:120]
-
-
 @contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
     """On leaving, every module is in the mode that it was in."""
@@ -156,7 +97,7 @@ def read(graph_module: fx.GraphModule, model: nn.Module, two_records: Inputs) ->
             if not _are_equal(shapes.run(two_records), model(two_records)):
                 return "the model's forward does other things for such inputs than torch.fx sees"
     except Exception as error:  # a forward that does other things for other kinds of inputs
-        return f"the model's forward, as torch.fx sees it, does not take them ({_first_line(error)})"
+        return f"the model's forward, as torch.fx sees it, does not take them ({first_line(error)})"
     reader = _Reader(model, shapes.found, two_records)
     try:
         for node in graph_module.graph.nodes:
@@ -198,7 +139,7 @@ class _Reader:
                 if isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten) or self._drops_nothing(module):
                     self._rename(node)
                 else:
-                    self._add(node, _MODULES[type(module)](module, node, self))
+                    self._add(node, MODULES[type(module)](module, node, self))
             case _:
                 self._call(node)
 
@@ -215,16 +156,16 @@ class _Reader:
             return  # a size, for a reshape
         if target in (operator.getitem, "get"):
             self._index(node)
-        elif target in _CASTS:
+        elif target in CASTS:
             self._cast(node)
-        elif target is torch.flatten or target in _RESHAPES:
+        elif target is torch.flatten or target in RESHAPES:
             self._rename(node)
         elif target is torch.cat:
             self._concatenate(node)
         elif target is getattr:
             raise Unknown(f"{node.name}, an attribute of a tensor")
         else:
-            table: dict[Any, Callable[..., Found]] = _FUNCTIONS if node.op == "call_function" else METHODS
+            table: dict[Any, Callable[..., Found]] = FUNCTIONS if node.op == "call_function" else METHODS
             self._add(node, table[target](node, self))
 
     def tape(self) -> Tape:
@@ -331,7 +272,7 @@ class _Reader:
 
     def _cast(self, node: fx.Node) -> None:
         value = self.ids(first_argument(node))
-        if _CASTS[str(node.target)] != value.dtype:
+        if CASTS[str(node.target)] != value.dtype:
             raise Unknown(f"{node.name} changes the type of numbers")
         self._rename(node)
 

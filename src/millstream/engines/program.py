@@ -133,8 +133,8 @@ class Program:
 
     def _are_ids(self, value: Value, ids: Tensor) -> bool:
         tables = [op.weight for op in self.tape.operations if op.source == value.name and op.weight is not None]
-        low, high = ids.aminmax()
-        return bool(low >= 0) and bool(high < min(len(table) for table in tables))
+        numbers = ids.numpy()  # torch would ask all its threads
+        return bool(numbers.min(initial=0) >= 0) and bool(numbers.max(initial=0) < min(len(table) for table in tables))
 
     def look_at(self, inputs: list[Tensor], first: int) -> None:
         """The inputs of the next call begin at record ``first`` of (N, ·) each, in the order of ``input_values``."""

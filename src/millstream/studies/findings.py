@@ -37,7 +37,7 @@ def advice(reason: str) -> str:
     'use torch.optim.SGD, Adam, AdamW, Adagrad or RMSprop'
     """
     found = next((text for word, text in _ADVICE if word in reason), "")
-    return found or "change this part of the model; docs/architecture.md says what the engine takes"
+    return found or "change this part of the model; docs/fused-engine.md says what the engine takes"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
