@@ -509,3 +509,12 @@ def test_the_command_refuses_what_cannot_work(words: list[str], wanted: str) -> 
 
 def test_settings_beside_an_own_trainer_are_refused(module: str) -> None:
     assert "--learning-rate" in refusal(run("check", f"{module}:trainer", "--lr", "1"))
+
+
+def test_a_schedule_that_ends_is_an_error_with_a_remedy() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 30)
+    trainer = millstream.Trainer(model, "cross_entropy", optimizer, scheduler=scheduler)
+    with pytest.raises(millstream.SettingError, match="num_records"):
+        millstream.check(trainer, (torch.randn(60, 3), torch.randint(2, (60,))))

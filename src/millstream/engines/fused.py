@@ -115,7 +115,7 @@ class FusedEngine:
         if machine is None:
             machine = self._made(inputs)
             if isinstance(machine, str):
-                _log.info("engine fused leaves these inputs to the reference: %s", machine)
+                _log.warning("engine fused leaves these inputs to the reference: %s", machine)
             if len(self._machines) >= _MOST_MACHINES:
                 del self._machines[next(iter(self._machines))]
             self._machines[facts] = machine

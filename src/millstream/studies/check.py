@@ -77,7 +77,16 @@ def check(
     rule, features = _parts(trainer)
     records = _records(rule, features, source, num_records or _POINTS[4] * update_size)
     study = _Study(rule, records, update_size, seconds, engine)
-    return study.run(name or type(rule.model).__name__)
+    try:
+        return study.run(name or type(rule.model).__name__)
+    except ValueError as error:
+        if rule.scheduler is None or "step" not in str(error):
+            raise
+        raise SettingError(
+            got=f"a schedule that ends before the comparison does: {str(error).splitlines()[0]}",
+            wanted="one that goes on as long as records are compared and timed",
+            do="compare with a longer one, or with fewer records: --records, num_records",
+        ) from error
 
 
 def _parts(trainer: Any) -> tuple[UpdateRule, Any]:
