@@ -20,7 +20,7 @@ from millstream.engines.kernels import layout
 from millstream.engines.operations import METHODS, Found, Unknown, first_argument
 from millstream.engines.tracing import CASTS, FUNCTIONS, MODULES, RESHAPES, first_line
 
-__all__ = ["Operation", "Tape", "Value", "read"]
+__all__ = ["Operation", "Tape", "Value", "read", "root_of"]
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,6 +62,15 @@ class Tape:
     operations: list[Operation]
     values: dict[str, Value]
     output: Value
+
+
+def root_of(values: dict[str, Value], name: str) -> tuple[str, int]:
+    """The value whose memory another lies in (itself, if it has its own), and its first element there."""
+    value, first = values[name], 0
+    while value.root:
+        first += value.first
+        value = values[value.root]
+    return value.name, first
 
 
 @contextmanager
@@ -174,7 +183,7 @@ class _Reader:
         self._refuse_what_is_not_used()
         output = self._values[self._output]
         last = self._values[self._operations[-1].output]
-        if (self._root(output), output.size) != (self._root(last), last.size):
+        if (self._root(output.name), output.size) != (self._root(last.name), last.size):
             end = self._new("the output", output.shape)
             self._operations.append(Operation(layout.COPY, output.name, end.name))
             last = end
@@ -182,11 +191,11 @@ class _Reader:
 
     def _refuse_what_is_not_used(self) -> None:
         """Torch gives no gradient, and so no step, to what does not reach the output."""
-        needed = {self._root(self._values[self._output])}
+        needed = {self._root(self._output)}
         for operation in reversed(self._operations):
-            if self._root(self._values[operation.output]) not in needed:
+            if self._root(operation.output) not in needed:
                 raise Unknown(f"{operation.output} is computed and not used")
-            needed |= {self._root(self._values[name]) for name in (operation.source, operation.other) if name}
+            needed |= {self._root(name) for name in (operation.source, operation.other) if name}
 
     # What the readers of single operations ask.
 
@@ -244,10 +253,8 @@ class _Reader:
             raise Unknown(f"{node} is not a value of a record")
         return node.name
 
-    def _root(self, value: Value) -> str:
-        while value.root:
-            value = self._values[value.root]
-        return value.name
+    def _root(self, name: str) -> str:
+        return root_of(self._values, name)[0]
 
     def _new(self, name: str, shape: tuple[int, ...], root: str = "", first: int = 0) -> Value:
         self._values[name] = Value(name, shape, root, first)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from millstream.contracts import Inputs
-from millstream.engines.graph import Operation, Tape, Value
+from millstream.engines.graph import Operation, Tape, Value, root_of
 from millstream.engines.kernels import convolution, dense, layout, steps, tables
 from millstream.engines.optimizers import OptimizerState, takes_rows
 from millstream.engines.randomness import scale_of
@@ -23,7 +23,6 @@ from millstream.engines.rule import UpdateRule
 __all__ = ["Program"]
 
 _ALIGNMENT = 64  # bytes of a cache line and of the widest vector
-_SPATIAL = (layout.CONVOLUTION, layout.MAX_POOL, layout.AVERAGE_POOL)
 
 
 class Program:
@@ -62,7 +61,6 @@ class Program:
         self.is_random = bool(random)
         self.network[tables.HAS_ROWS] = any(op.kind == layout.EMBEDDING for op in tape.operations)
         self.like = np.zeros(1, np.float32 if dtype == torch.float32 else np.float64)  # tells the kernels the type
-        self._pointers: tuple[Any, ...] = ()
 
     def refresh(self) -> str:
         """Addresses, dials and state as they are now; why they cannot be used, if they cannot."""
@@ -71,10 +69,7 @@ class Program:
         if self._facts != self._found_now():
             self._settle()
             self._mark_slopes(self._operations_table)
-        pointers = tuple(p.data_ptr() for p in self.parameters)
-        if pointers != self._pointers:
-            self._pointers = pointers
-            self._table[:, layout.PLACE] = pointers
+        self._table[:, layout.PLACE] = [p.data_ptr() for p in self.parameters]
         self.network[tables.OPTIMIZER] = self.state.kind
         self.network[tables.COUNTS], self.network[tables.DIALS] = self.state.counts.ctypes.data, self.dials.ctypes.data
         places = self._table[:, layout.FIRST : layout.THIRD + 1]
@@ -168,8 +163,7 @@ class Program:
 
     def _found_now(self) -> tuple[Any, ...]:
         """What the forms and the dials follow from."""
-        optimizer = self._rule.optimizer
-        return self.state.signature(), tuple(p.requires_grad for p in self.parameters), len(optimizer.param_groups)
+        return self.state.signature(), tuple(p.requires_grad for p in self.parameters)
 
     def _form(self, number: int, num_uses: int) -> int:
         parameter = self.parameters[number]
@@ -208,11 +202,8 @@ class Program:
                     place[self._index[value.name]] = self._allot(value.size).data_ptr()
             for value in values:
                 if value.root:
-                    root, first = value, 0
-                    while root.root:
-                        first += root.first
-                        root = self.tape.values[root.root]
-                    place[self._index[value.name]] = place[self._index[root.name]] + first * self._dtype.itemsize
+                    root, first = root_of(self.tape.values, value.name)
+                    place[self._index[value.name]] = place[self._index[root]] + first * self._dtype.itemsize
         return np.ascontiguousarray(found[0]), np.ascontiguousarray(found[1])
 
     def _operations(self) -> npt.NDArray[np.int64]:
@@ -269,7 +260,4 @@ class Program:
         return found
 
     def _root(self, name: str) -> str:
-        value = self.tape.values[name]
-        while value.root:
-            value = self.tape.values[value.root]
-        return value.name
+        return root_of(self.tape.values, name)[0]
