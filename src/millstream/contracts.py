@@ -32,6 +32,7 @@ __all__ = [
     "Source",
     "State",
     "Stateful",
+    "map_tensors",
 ]
 
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...] | dict[str, Tensor] | pa.RecordBatch"
@@ -127,13 +128,23 @@ class Chunk:
                 yield first, last
 
 
-def _pick(inputs: Inputs, rows: npt.NDArray[np.int64] | slice, index: Tensor | slice) -> Inputs:
+def map_tensors(inputs: Any, function: Callable[[Any], Any]) -> Any:
+    """A function of each tensor of the inputs, in the same form.
+
+    >>> map_tensors({"a": torch.ones(2), "b": torch.zeros(2)}, len)
+    {'a': 2, 'b': 2}
+    """
     if isinstance(inputs, dict):
-        return {name: value[index] for name, value in inputs.items()}
+        return {name: map_tensors(value, function) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
-        return tuple(value[index] for value in inputs)
-    if isinstance(inputs, Tensor):
-        return inputs[index]
+        return tuple(map_tensors(value, function) for value in inputs)
+    return function(inputs)
+
+
+def _pick(inputs: Inputs, rows: npt.NDArray[np.int64] | slice, index: Tensor | slice) -> Inputs:
+    if not isinstance(inputs, pa.RecordBatch):
+        picked: Inputs = map_tensors(inputs, lambda value: value[index])
+        return picked
     if isinstance(rows, slice):
         first, last, _ = rows.indices(len(inputs))
         return inputs.slice(first, last - first)

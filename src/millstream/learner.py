@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from millstream.contracts import Chunk, Engine, Inputs, Questions, Rejection, State
+from millstream.contracts import Chunk, Engine, Inputs, Questions, Rejection, State, map_tensors
 from millstream.delay import LabelDelay
 from millstream.engines import UpdateRule
 from millstream.errors import CheckpointError, DataError, ModelError
@@ -231,12 +231,8 @@ def _labels(chunk: Chunk) -> Tensor:
 
 
 def _moved(inputs: Inputs, device: torch.device) -> Inputs:
-    if isinstance(inputs, dict):
-        return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(value.to(device, non_blocking=True) for value in inputs)
-    assert isinstance(inputs, Tensor)
-    return inputs.to(device, non_blocking=True)
+    moved: Inputs = map_tensors(inputs, lambda value: value.to(device, non_blocking=True))
+    return moved
 
 
 def _shapes(inputs: Inputs) -> str:

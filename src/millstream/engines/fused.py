@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from millstream.contracts import Chunk, Inputs, Outcome, Questions
+from millstream.contracts import Chunk, Inputs, Outcome, Questions, map_tensors
 from millstream.engines import criterion as criteria
 from millstream.engines import graph, optimizers, tracing
 from millstream.engines.blocks import Blocks, Call
@@ -175,11 +175,8 @@ def _structure(inputs: Inputs) -> Any:
 
 def _two_records(inputs: Inputs) -> Inputs:
     """The first record twice: enough to see the shapes."""
-    if isinstance(inputs, Tensor):
-        return inputs[:1].detach().repeat(2, *[1] * (inputs.ndim - 1))
-    if isinstance(inputs, dict):
-        return {name: _two_records(value) for name, value in inputs.items()}
-    return tuple(_two_records(value) for value in inputs)
+    twice: Inputs = map_tensors(inputs, lambda part: part[:1].detach().repeat(2, *[1] * (part.ndim - 1)))
+    return twice
 
 
 class _Machine:

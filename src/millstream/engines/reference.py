@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from millstream.contracts import Chunk, Inputs, Outcome, Questions
+from millstream.contracts import Chunk, Inputs, Outcome, Questions, map_tensors
 from millstream.engines.dropout import KeyedDropout
 from millstream.engines.randomness import kept_generators, key
 from millstream.engines.rule import Modes, UpdateRule
@@ -165,16 +165,9 @@ class ReferenceEngine:
 
 def _part(chunk: Chunk, first: int, last: int) -> Chunk:
     """Records ``first`` to ``last`` as views, with their run positions. ``Chunk.select`` does more and is slower."""
-    inputs, offsets = chunk.inputs, chunk.offsets
-    if isinstance(inputs, dict):
-        piece: Inputs = {name: value[first:last] for name, value in inputs.items()}
-    elif isinstance(inputs, tuple):
-        piece = tuple(value[first:last] for value in inputs)
-    else:
-        piece = inputs[first:last]
-    targets, weights = chunk.targets, chunk.weights
+    offsets, targets, weights = chunk.offsets, chunk.targets, chunk.weights
     return Chunk(
-        piece,
+        map_tensors(chunk.inputs, lambda value: value[first:last]),
         None if targets is None else targets[first:last],
         None if weights is None else weights[first:last],
         span=last - first,

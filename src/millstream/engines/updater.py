@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from millstream import losses
-from millstream.contracts import Chunk, Engine, Loss, Outcome
+from millstream.contracts import Chunk, Engine, Loss, Outcome, map_tensors
 from millstream.engines.choice import choose
 from millstream.engines.rule import UpdateRule
 from millstream.errors import DataError, MillstreamError, ModelError, SettingError
@@ -250,9 +250,7 @@ def _each(inputs: Any, function: Callable[[Any], Any]) -> Any:
     """A function of each tensor of the inputs, in the same form."""
     if isinstance(inputs, dict | tuple) and not inputs:
         raise DataError(got="inputs without a tensor", wanted="at least one", do="check how x was made")
-    if isinstance(inputs, dict):
-        return {name: function(part) for name, part in inputs.items()}
-    return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)
+    return map_tensors(inputs, function)
 
 
 def _same_length(part: Tensor, name: str, num: int) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
-from millstream.contracts import Chunk, Source
+from millstream.contracts import Chunk, Source, map_tensors
 from millstream.errors import DataError, SettingError
 from millstream.sources.columns import plain_batch, settled_type
 from millstream.sources.files import FileSource
@@ -283,13 +283,7 @@ def _single(chunk: Chunk) -> Chunk:
     def one(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.dtype == torch.float64 else tensor
 
-    inputs = chunk.inputs
-    if isinstance(inputs, dict):
-        chunk.inputs = {name: one(tensor) for name, tensor in inputs.items()}
-    elif isinstance(inputs, tuple):
-        chunk.inputs = tuple(one(tensor) for tensor in inputs)
-    else:
-        chunk.inputs = one(inputs)
+    chunk.inputs = map_tensors(chunk.inputs, one)
     chunk.targets = None if chunk.targets is None else one(chunk.targets)
     return chunk
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from millstream.contracts import Chunk, Inputs, Position, Rejection
+from millstream.contracts import Chunk, Inputs, Position, Rejection, map_tensors
 from millstream.errors import DataError, SettingError
 
 __all__ = [
@@ -196,11 +196,8 @@ def take_rows(inputs: Inputs, rows: Places) -> Inputs:
     if isinstance(inputs, pa.RecordBatch):
         return inputs.take(pa.array(rows))
     index = torch.from_numpy(rows)
-    if isinstance(inputs, dict):
-        return {name: value.index_select(0, index) for name, value in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(value.index_select(0, index) for value in inputs)
-    return inputs.index_select(0, index)
+    taken: Inputs = map_tensors(inputs, lambda value: value.index_select(0, index))
+    return taken
 
 
 def check_size(size: int) -> None:
@@ -225,11 +222,8 @@ def check_place(position: Position, num_places: int | None, name: str) -> int:
 def _slice_rows(inputs: Inputs, low: int, high: int) -> Inputs:
     if isinstance(inputs, pa.RecordBatch):
         return inputs.slice(low, high - low)
-    if isinstance(inputs, dict):
-        return {name: value[low:high] for name, value in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(value[low:high] for value in inputs)
-    return inputs[low:high]
+    rows: Inputs = map_tensors(inputs, lambda value: value[low:high])
+    return rows
 
 
 def _moved(rejected: tuple[Rejection, ...], first: int, last: int) -> tuple[Rejection, ...]:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from millstream.contracts import Chunk, Engine, Inputs
+from millstream.contracts import Chunk, Engine, map_tensors
 from millstream.engines import UpdateRule
 from millstream.errors import ModelError
 
@@ -67,14 +67,7 @@ def cast(chunk: Chunk, number: torch.dtype) -> Chunk:
     def one(value: Any) -> Any:
         return value.to(number) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    inputs = chunk.inputs
-    changed: Inputs = (
-        {name: one(value) for name, value in inputs.items()}
-        if isinstance(inputs, dict)
-        else tuple(map(one, inputs))
-        if isinstance(inputs, tuple)
-        else one(inputs)
-    )
+    changed = map_tensors(chunk.inputs, one)
     return dataclasses.replace(chunk, inputs=changed, targets=one(chunk.targets), weights=one(chunk.weights))
 
 
