@@ -23,6 +23,7 @@ from torch import Tensor
 __all__ = [
     "Chunk",
     "Engine",
+    "Event",
     "Inputs",
     "Loss",
     "Outcome",
@@ -45,6 +46,7 @@ State: TypeAlias = dict[str, Any]
 """What a part must remember: nested dicts and lists of JSON values, tensors and NumPy arrays. Saved whole, by name."""
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """A part whose state belongs to a checkpoint. What is loaded gives the same bits as what was saved."""
 
@@ -81,6 +83,7 @@ class Chunk:
     start: int = 0  # run position of the first place; the trainer sets it
     times: npt.NDArray[np.float64] | None = None  # (N,) seconds since 1970 at which the features were known
     label_times: npt.NDArray[np.float64] | None = None  # (N,) seconds since 1970 at which the label was known
+    numbers: npt.NDArray[np.int64] | None = None  # (N,) of the questions that late labels answer, rising as asked
     rejected: tuple[Rejection, ...] = ()
     locate: Callable[[int], str] | None = None  # a record's place in the span -> "file:line", for messages
 
@@ -108,6 +111,7 @@ class Chunk:
             weights=None if self.weights is None else self.weights[index],
             times=None if self.times is None else self.times[rows],
             label_times=None if self.label_times is None else self.label_times[rows],
+            numbers=None if self.numbers is None else self.numbers[rows],
             offsets=None if offsets is None else offsets[rows],
         )
 
@@ -163,6 +167,16 @@ class Questions:
     learned_before: npt.NDArray[np.int64]  # (M,), never decreasing
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """Something that was decided while learning, for people to see: at which run position, what, and why."""
+
+    position: int
+    what: str
+    detail: str
+    learning_rate: float  # after it
+
+
 @dataclasses.dataclass(slots=True)
 class Outcome:
     """What happened to a chunk, per record, in order: predict, then score, then update.
@@ -175,6 +189,7 @@ class Outcome:
     losses: Tensor  # (N or M,) the loss of each
     num_updates: int = 0
     skipped: tuple[int, ...] = ()  # places in the chunk of records whose loss or gradient was not finite
+    events: tuple[Event, ...] = ()
 
 
 class Loss(Protocol):
@@ -219,10 +234,17 @@ class Engine(Protocol):
 
     Update k takes the records of ``chunk.updates(update_size)[k]``, the mean of weight times loss over them, and one
     step of the optimizer. A record whose loss or gradient is not finite is left out before it touches a weight. All
-    updates are applied when ``learn`` returns; weights and optimizer state are changed in place.
+    updates are applied when ``learn`` returns; weights and optimizer state are changed in place. An engine that
+    remembers more than these is ``Stateful``.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the first group of parameters, now."""
+        ...
 
     def chunk_size(self, update_size: int) -> int:
         """How many records it likes at once: whole updates, a static function of the model."""

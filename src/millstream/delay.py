@@ -79,13 +79,15 @@ class LabelDelay:
         self.delay, self.update_size = delay, update_size
         self._waiting: Chunk | None = None  # predicted, the label is on its way; `times` says when it arrives
         self._ready: Chunk | None = None  # the label is here, the update is not complete
-        self._num_seen = 0
+        self._num_seen = self._num_asked = 0
         self._clock = -np.inf
         self._last_label = np.nan
 
     def arrive(self, chunk: Chunk) -> Arrivals:
         """The chunk's records become questions; the lessons are those whose labels arrive while they are asked."""
         asked_at, known_at = self._times(chunk)
+        chunk.numbers = np.arange(self._num_asked, self._num_asked + len(chunk))
+        self._num_asked += len(chunk)
         waiting = _join(self._waiting, _bare(chunk, known_at))
         assert waiting.times is not None and waiting.targets is not None
         order = np.argsort(waiting.times, kind="stable")
@@ -116,6 +118,7 @@ class LabelDelay:
             "waiting": _state(self._waiting),
             "ready": _state(self._ready),
             "num_seen": self._num_seen,
+            "num_asked": self._num_asked,
             "clock": self._clock,
             "last_label": self._last_label,
         }
@@ -128,7 +131,8 @@ class LabelDelay:
                 do="resume with the settings that the run began with",
             )
         self._waiting, self._ready = _chunk(state["waiting"]), _chunk(state["ready"])
-        self._num_seen, self._clock, self._last_label = state["num_seen"], state["clock"], state["last_label"]
+        self._num_seen, self._num_asked = state["num_seen"], state["num_asked"]
+        self._clock, self._last_label = state["clock"], state["last_label"]
 
     def _times(self, chunk: Chunk) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """When each record of the chunk is asked and when its label is known, by the clock of this delay."""
@@ -163,7 +167,7 @@ class LabelDelay:
 
 def _bare(chunk: Chunk, known_at: npt.NDArray[np.float64]) -> Chunk:
     """What has to be kept of a chunk until its labels come."""
-    return Chunk(chunk.inputs, chunk.targets, chunk.weights, times=known_at)
+    return Chunk(chunk.inputs, chunk.targets, chunk.weights, times=known_at, numbers=chunk.numbers)
 
 
 def _rows(chunk: Chunk, rows: npt.NDArray[np.integer[Any]]) -> Chunk:
@@ -186,6 +190,7 @@ def _join(first: Chunk | None, second: Chunk) -> Chunk:
         inputs = torch.cat([a, b])
     assert first.targets is not None and second.targets is not None
     assert first.times is not None and second.times is not None
+    assert first.numbers is not None and second.numbers is not None
     weights = None
     if first.weights is not None and second.weights is not None:
         weights = torch.cat([first.weights, second.weights])
@@ -194,13 +199,15 @@ def _join(first: Chunk | None, second: Chunk) -> Chunk:
         torch.cat([first.targets, second.targets]),
         weights,
         times=np.concatenate([first.times, second.times]),
+        numbers=np.concatenate([first.numbers, second.numbers]),
     )
 
 
 def _state(chunk: Chunk | None) -> State | None:
     if chunk is None or not len(chunk):
         return None
-    return {"inputs": chunk.inputs, "targets": chunk.targets, "weights": chunk.weights, "times": chunk.times}
+    names = ("inputs", "targets", "weights", "times", "numbers")
+    return {name: getattr(chunk, name) for name in names}
 
 
 def _chunk(state: State | None) -> Chunk | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from millstream.contracts import Chunk, Engine, Inputs, Questions, Rejection, State, map_tensors
+from millstream.contracts import Chunk, Engine, Event, Inputs, Questions, Rejection, State, Stateful, map_tensors
 from millstream.delay import LabelDelay
 from millstream.engines import UpdateRule
 from millstream.errors import CheckpointError, DataError, ModelError
@@ -36,6 +36,7 @@ class Scored:
     num_learned: int
     num_updates: int
     skipped: tuple[int, ...]
+    events: tuple[Event, ...]
 
     def refusals(self, chunk: Chunk | None) -> list[Rejection]:
         """The lessons that were skipped; ``chunk`` is where they came from, None if that is not one chunk."""
@@ -96,7 +97,16 @@ class Learner:
                 questions = Questions(asked, questions.learned_before)
             outcome = self.engine.learn(chunk, update_size, questions)
             outputs = outcome.outputs.reshape(len(targets)) * scale_N + shift_N
-        return Scored(outputs, targets, outcome.losses, known, len(chunk), outcome.num_updates, outcome.skipped)
+        return Scored(
+            outputs,
+            targets,
+            outcome.losses,
+            known,
+            len(chunk),
+            outcome.num_updates,
+            outcome.skipped,
+            outcome.events,
+        )
 
     def predict(self, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
         """The outputs of a prepared chunk in the units of the targets, and the losses where there are labels."""
@@ -159,6 +169,7 @@ class Learner:
             "optimizer": _optimizer_state(self.rule.optimizer),
             "scheduler": None if scheduler is None else _public(scheduler.state_dict()),
             "features": None if self.features is None else self.features.state_dict(),
+            "engine": self.engine.state_dict() if isinstance(self.engine, Stateful) else None,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -175,6 +186,8 @@ class Learner:
             ) from error
         load_or_refuse(self.rule.scheduler, state["scheduler"], "a scheduler")
         load_or_refuse(self.features, state["features"], "features")
+        race = self.engine if isinstance(self.engine, Stateful) else None
+        load_or_refuse(race, state["engine"], "a race of learning rates")
 
     def _scale_of_targets(self) -> tuple[float, float]:
         assert self.features is not None

@@ -4,12 +4,14 @@
               /checkpoints/…        see checkpoint.py
               /metrics.jsonl        one line per report
               /dead_letters.jsonl   one line per refused record, with its reason
+              /events.jsonl         one line per decision: which rate leads, drift
 
 Lines that were written after the last commit are cut off when the run resumes: they will be written again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -24,7 +26,7 @@ import pyarrow
 import torch
 
 from millstream import checkpoint
-from millstream.contracts import Rejection, State
+from millstream.contracts import Event, Rejection, State
 from millstream.errors import CheckpointError, SettingError
 from millstream.storage import storage_errors
 
@@ -57,7 +59,8 @@ class Run:
         with storage_errors(self.folder, do=checkpoint.GO_ON):
             self._metrics = self._open("metrics.jsonl", keep=resume)
             self._dead_letters = self._open("dead_letters.jsonl", keep=resume)
-        self._lines = {"metrics": self._metrics, "dead_letters": self._dead_letters}
+            self._events = self._open("events.jsonl", keep=resume)
+        self._lines = {"metrics": self._metrics, "dead_letters": self._dead_letters, "events": self._events}
         # A run that is dropped gives its lock back, whether or not anybody closed it.
         self.close = weakref.finalize(self, _close, (*self._lines.values(), self._lock))
 
@@ -90,6 +93,12 @@ class Run:
     def report(self, line: Mapping[str, Any]) -> None:
         with storage_errors(self.folder, do=checkpoint.GO_ON):
             self._metrics.write(json.dumps(line) + "\n")
+
+    def note(self, events: Sequence[Event]) -> None:
+        """Writes down what was decided while learning."""
+        with storage_errors(self.folder, do=checkpoint.GO_ON):
+            for event in events:
+                self._events.write(json.dumps(dataclasses.asdict(event)) + "\n")
 
     def reject(self, rejected: Sequence[Rejection], start: int) -> None:
         """Writes refused records down; ``start`` is the position of their chunk."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +38,9 @@ __all__ = ["Trainer"]
 class Trainer:
     """Trains one model in batches and online, keeping weights, optimizer and counters from one to the other.
 
-    ``loss`` is a name (``losses.NAMES``) or a callable that gives one value per record; ``optimizer`` any of torch's,
-    plain SGD at 0.01 if none is given. ``scheduler`` steps after every update, or after every epoch if so told.
+    ``loss`` is a name (``losses.NAMES``) or a callable that gives one value per record. ``optimizer`` is one of torch;
+    without one, several learning rates race (``engines.RaceEngine``), as do several optimizers that are given as
+    functions of the parameters. ``scheduler`` steps after every update, or after every epoch if so told.
     ``clip_norm`` and ``clip_value`` bound an update's gradient. ``scoring`` says in which mode a record is predicted
     before its update; ``auto`` is eval mode when learning online, and the update's own output when fitting. ``run``
     names a folder for checkpoints, metrics and dead letters; without it nothing is saved.
@@ -55,7 +56,7 @@ class Trainer:
         self,
         model: nn.Module,
         loss: str | Loss | Callable[[Any, Tensor], Tensor] = "cross_entropy",
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Sequence[engines.Candidate | engines.MakesOptimizer] | None = None,
         *,
         features: Features | None = None,
         scheduler: LRScheduler | ReduceLROnPlateau | None = None,
@@ -77,14 +78,15 @@ class Trainer:
         if device is not None:
             model = model.to(device)
             class_weights = None if class_weights is None else class_weights.to(device)
-        if optimizer is None:
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler_steps = "epoch"  # it waits for a loss, and only an epoch has one
         per_update = scheduler if scheduler_steps == "update" else None
         resolved = losses.resolve(loss, class_weights)
-        rule = engines.UpdateRule(model, resolved, optimizer, per_update, clip_norm, clip_value, seed=seed)
-        self.learner = Learner(rule, engines.choose(engine, rule), features)
+        candidates = engines.candidates_of(optimizer)
+        one = optimizer if isinstance(optimizer, torch.optim.Optimizer) else candidates[0].make(model.parameters())
+        rule = engines.UpdateRule(model, resolved, one, per_update, clip_norm, clip_value, seed=seed)
+        chosen = engines.RaceEngine(rule, candidates, engine) if candidates else engines.choose(engine, rule)
+        self.learner = Learner(rule, chosen, features)
         self.seed, self.spec = seed, spec
         self.position = 0  # run position of the next record to be learned
         self.metrics: Metrics | None = None
@@ -219,8 +221,8 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """That of the optimizer's first parameter group, now."""
-        return float(self.learner.rule.optimizer.param_groups[0]["lr"])
+        """That of the optimizer's first parameter group, now; of several, that of the one that leads."""
+        return self.learner.engine.learning_rate
 
     def commit(self) -> Path | None:
         """Commits all state to the run folder at once; does nothing without one. Saving changes nothing."""
@@ -337,6 +339,8 @@ class Trainer:
         self.position += num_positions
         self._whole = True
         self._report_if_due(before, phase)
+        if self.run is not None and scored is not None:
+            self.run.note(scored.events)
         self._guard.watch(scored)
         if time.monotonic() - self._committed_at >= self._commit_seconds:
             self.commit()

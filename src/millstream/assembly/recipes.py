@@ -7,30 +7,33 @@ knows no data.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from millstream import checkpoint, features, losses, models
+from millstream import checkpoint, engines, features, losses, models
 from millstream.errors import CheckpointError, DataError, ModelError, SettingError
 from millstream.schema import Schema
 from millstream.trainer import Trainer
 
 __all__ = ["OPTIMIZERS", "Recipe", "build", "load", "snapshot"]
 
-OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
-    "sgd": (torch.optim.SGD, {}),
-    "momentum": (torch.optim.SGD, {"momentum": 0.9}),
-    "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
-    "adagrad": (torch.optim.Adagrad, {}),
-    "rmsprop": (torch.optim.RMSprop, {}),
-    "adam": (torch.optim.Adam, {}),
-    "adamw": (torch.optim.AdamW, {}),
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any], float]] = {
+    "sgd": (torch.optim.SGD, {}, 0.03),
+    "momentum": (torch.optim.SGD, {"momentum": 0.9}, 0.003),
+    "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, 0.003),
+    "adagrad": (torch.optim.Adagrad, {}, 0.03),
+    "rmsprop": (torch.optim.RMSprop, {}, 0.001),
+    "factored": (engines.FactoredRMSprop, {}, 0.001),
+    "adam": (torch.optim.Adam, {}, 0.001),
+    "adamw": (torch.optim.AdamW, {}, 0.001),
 }
+"""Class, options, and the rate in the middle of those that race where none is given."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ class Recipe:
     schema: Schema
     model: str = "mlp:256"
     loss: str = ""  # "": cross_entropy for classes, huber for numbers
-    optimizer: str = "sgd"
-    learning_rate: float = 0.01
+    optimizer: str = "auto"  # several optimizers race, or plain SGD where a rate is given
+    learning_rate: float | None = None  # None: several race
     weight_decay: float = 0.0
     clip_norm: float | None = None
     clip_value: float | None = None
@@ -211,17 +214,26 @@ def _check_loss(loss: Any, schema: Schema) -> None:
 
 
 def _takes_sparse_gradients(recipe: Recipe) -> bool:
-    return recipe.optimizer in ("sgd", "adagrad") and recipe.weight_decay == 0
+    return recipe.optimizer in ("auto", "sgd", "adagrad", "factored") and recipe.weight_decay == 0
 
 
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    if recipe.optimizer not in OPTIMIZERS:
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer | Sequence[engines.Candidate]:
+    """The optimizer, or those that race where no rate is given."""
+    if recipe.optimizer not in ("auto", *OPTIMIZERS):
         raise SettingError(
-            got=f"optimizer {recipe.optimizer!r}", wanted=f"one of {', '.join(OPTIMIZERS)}", do="pick one of these"
+            got=f"optimizer {recipe.optimizer!r}",
+            wanted=f"one of auto, {', '.join(OPTIMIZERS)}",
+            do="pick one of these",
         )
-    if not 0 < recipe.learning_rate < float("inf"):
-        raise SettingError(got=f"learning rate {recipe.learning_rate}", wanted="a number above 0", do="try 0.01")
-    if not 0 <= recipe.weight_decay < float("inf"):
-        raise SettingError(got=f"weight decay {recipe.weight_decay}", wanted="0 or more", do="leave it out")
-    kind, settings = OPTIMIZERS[recipe.optimizer]
-    return kind(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, **settings)  # type: ignore[call-arg]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if rate is not None and not 0 < rate < float("inf"):
+        raise SettingError(got=f"learning rate {rate}", wanted="a number above 0", do="leave it out")
+    if not 0 <= decay < float("inf"):
+        raise SettingError(got=f"weight decay {decay}", wanted="0 or more", do="leave it out")
+    if rate is None and recipe.optimizer == "auto":
+        return engines.candidates(decay)
+    kind, settings, middle = OPTIMIZERS["sgd" if recipe.optimizer == "auto" else recipe.optimizer]
+    make = functools.partial(kind, weight_decay=decay, **settings)
+    if rate is None:
+        return engines.candidates_around(recipe.optimizer, lambda parameters, rate: make(parameters, lr=rate), middle)
+    return make(model.parameters(), lr=rate)

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 MODELS = "reference | linear | mlp:256,128 | cnn | my_module:factory"
-OPTIMIZERS = "sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw"
+OPTIMIZERS = "sgd, momentum, nesterov, adagrad, rmsprop, factored, adam, adamw"
 
 data, model, training, run = section("Data"), section("Model"), section("Training"), section("Run")
 study, output = section("Study"), section("Output")
@@ -64,21 +64,25 @@ loss = model(
     help="cross_entropy, binary_cross_entropy, mse, huber:1, poisson, quantile:0.9.  [default: by the target]",
 )
 optimizer = model("--optimizer", default="sgd", show_default=True, metavar="NAME", help=f"{OPTIMIZERS}.")
+racing_optimizer = model(
+    "--optimizer",
+    default="auto",
+    metavar="NAME",
+    help=f"{OPTIMIZERS}.  [default: several race; sgd if a rate is given]",
+)
 engine = model("--engine", default="auto", show_default=True, metavar="NAME", help="auto, fused or reference.")
 seed = model("--seed", callback=whole(0), default=0, show_default=True, metavar="N", help="Of weights and orders.")
 device = model("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps …  [default: cpu]")
 network = options(
     model("--model", default="mlp:256", show_default=True, metavar="NAME", help=f"{MODELS}."),
     loss,
-    optimizer,
+    racing_optimizer,
     model(
         "--learning-rate",
         "--lr",
         callback=number(above=0),
-        default=0.01,
-        show_default=True,
         metavar="η",
-        help="The step size.",
+        help="The step size.  [default: several race, and the best one answers]",
     ),
     model("--weight-decay", callback=number(least=0), default=0.0, metavar="λ", help="How fast weights shrink."),
     model("--clip-norm", callback=number(above=0), metavar="NORM", help="The gradient's largest norm."),

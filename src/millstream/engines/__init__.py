@@ -1,17 +1,26 @@
 """Engines: how a chunk becomes weight changes. ``reference`` defines what is right; the others are faster and equal."""
 
 from millstream.engines.choice import NAMES, choose, explain
+from millstream.engines.factored import FactoredRMSprop
 from millstream.engines.fused import FusedEngine
+from millstream.engines.race import Candidate, MakesOptimizer, RaceEngine, candidates, candidates_around, candidates_of
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule, step_after_epoch
 from millstream.engines.updater import Updater, compile
 
 __all__ = [
     "NAMES",
+    "Candidate",
+    "FactoredRMSprop",
     "FusedEngine",
+    "MakesOptimizer",
+    "RaceEngine",
     "ReferenceEngine",
     "UpdateRule",
     "Updater",
+    "candidates",
+    "candidates_around",
+    "candidates_of",
     "choose",
     "compile",
     "explain",

@@ -80,6 +80,10 @@ class FusedEngine:
         found = _graph_of(rule)
         return found if isinstance(found, str) else ""
 
+    @property
+    def learning_rate(self) -> float:
+        return float(self.rule.optimizer.param_groups[0]["lr"])
+
     def chunk_size(self, update_size: int) -> int:
         return self._chunk_size if update_size == 1 else self._reference.chunk_size(update_size)
 

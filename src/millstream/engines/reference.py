@@ -35,6 +35,10 @@ class ReferenceEngine:
         self._buffers = list(rule.model.buffers())
         self._device = next((p.device for p in self._parameters), torch.device("cpu"))
 
+    @property
+    def learning_rate(self) -> float:
+        return float(self.rule.optimizer.param_groups[0]["lr"])
+
     def chunk_size(self, update_size: int) -> int:
         """512 to 4,096 records in whole updates: often enough to look up, seldom enough to cost nothing."""
         return max(1, min(4096, max(512, 64 * update_size)) // update_size) * update_size

@@ -91,6 +91,10 @@ class ReorderedReference:
         model = _InHalves(rule.model, SumsInHalves(seed))
         self._engine = ReferenceEngine(dataclasses.replace(rule, model=model))
 
+    @property
+    def learning_rate(self) -> float:
+        return self._engine.learning_rate
+
     def chunk_size(self, update_size: int) -> int:
         return self._engine.chunk_size(update_size)
 

@@ -1,0 +1,126 @@
+"""How copies of a model that learn side by side compare: who leads, and who need not run on.
+
+A copy is judged by what it predicted before it learned, with old records counting less and less. It knows numbers
+only; ``race`` knows the copies.
+
+Shapes: K copies, N scored records, M questions, S records of a segment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from millstream.contracts import State
+
+__all__ = ["Standings"]
+
+KEPT = 0.9995  # of what counts, from one record to the next: the last 2,000 records weigh most
+_KEPT_AT_REOPENING = 0.2  # of what was known when the copies run again
+_ENOUGH = 1000  # records that count, before a copy may be stopped
+_SURE = 4.0  # standard errors
+_FIRST_PAUSE = 5000  # records until the copies that were stopped run again; doubled as long as nothing changes
+
+
+class Standings:
+    """Discounted sums of the scores of K copies, lower is better, and of their products for paired differences.
+
+    Scores are taken in by segments: ``see`` for those whose labels have come, ``close`` at the end of a segment.
+    """
+
+    def __init__(self, num_copies: int) -> None:
+        self.running = np.ones(num_copies, bool)
+        self.leader = 0
+        self._sums = np.zeros(num_copies)
+        self._products = np.zeros((num_copies, num_copies))
+        self._weight = self._squared_weight = 0.0
+        self._segment = np.zeros((num_copies, 0))  # scores of the segment so far
+        self._num_seen = 0
+        self._opened_at, self._pause = 0, _FIRST_PAUSE
+        self._led_at_opening = 0
+
+    def see(self, scores_KN: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+        """Takes in scores; gives the (N + 1,) copy that leads before each of them, and after the last."""
+        num = scores_KN.shape[1]
+        self._segment = np.concatenate([self._segment, scores_KN], axis=1)
+        self._num_seen += num
+        size = self._segment.shape[1]
+        powers = KEPT ** np.arange(size + 1)
+        # Sums before each record from the start of the segment on, so that cuts within it change no bit.
+        sums = np.cumsum(np.where(self.running[:, None], self._segment, 0.0) / powers[1:], axis=1)
+        before = powers * np.concatenate([self._sums[:, None], self._sums[:, None] + sums], axis=1)[:, : size + 1]
+        before[~self.running] = np.inf
+        leaders: npt.NDArray[np.intp] = before[:, size - num :].argmin(axis=0)
+        if self._weight == 0 and size == num:
+            leaders[0] = self.leader
+        self.leader = int(leaders[-1])
+        return leaders
+
+    def close(self) -> list[int]:
+        """Ends a segment. Gives the copies that are stopped: they would not have led, as sure as can be told."""
+        scores_KS = np.where(self.running[:, None], self._segment, 0.0)
+        size = scores_KS.shape[1]
+        if not size:
+            return []
+        powers_S = KEPT ** np.arange(size - 1, -1, -1.0)
+        kept = KEPT**size
+        self._sums = kept * self._sums + scores_KS @ powers_S
+        self._products = kept * self._products + (scores_KS * powers_S) @ scores_KS.T
+        self._weight = kept * self._weight + powers_S.sum()
+        self._squared_weight = kept**2 * self._squared_weight + (powers_S**2).sum()
+        self._segment = np.zeros((len(self.running), 0))
+        stopped = [number for number in np.flatnonzero(self.running).tolist() if self._is_beaten(number)]
+        self.running[stopped] = False
+        return stopped
+
+    def is_time_to_reopen(self) -> bool:
+        """Whether those that were stopped should have another chance: more and more seldom while nothing changes."""
+        return not self.running.all() and self._num_seen - self._opened_at >= self._pause + _ENOUGH
+
+    def reopen(self, *, changed: bool = False) -> list[int]:
+        """Lets all copies run on from where the leader is. Gives those that were stopped.
+
+        ``changed`` is for a world that is known to have changed: what was learned about the copies counts less still.
+        """
+        reopened = np.flatnonzero(~self.running).tolist()
+        same = self.leader == self._led_at_opening and not changed
+        self._pause = 2 * self._pause if same else _FIRST_PAUSE
+        self._opened_at, self._led_at_opening = self._num_seen, self.leader
+        self._sums[reopened] = self._sums[self.leader]
+        for number in reopened:
+            self._products[number] = self._products[self.leader]
+            self._products[:, number] = self._products[:, self.leader]
+        self._sums *= _KEPT_AT_REOPENING
+        self._products *= _KEPT_AT_REOPENING
+        self._weight *= _KEPT_AT_REOPENING
+        self._squared_weight *= _KEPT_AT_REOPENING**2
+        self.running[:] = True
+        return reopened
+
+    def mean_of_leader(self) -> float:
+        """The leader's discounted mean score; 0 before there is one."""
+        return float(self._sums[self.leader] / self._weight) if self._weight else 0.0
+
+    def state_dict(self) -> State:
+        return {name.lstrip("_"): value for name, value in vars(self).items()}
+
+    def load_state_dict(self, state: State) -> None:
+        for name in vars(self):
+            setattr(self, name, _own(state[name.lstrip("_")]))
+
+    def _is_beaten(self, number: int) -> bool:
+        """Whether a copy is worse than the leader by more than chance can explain, in paired differences."""
+        leader = int(np.where(self.running, self._sums, np.inf).argmin())
+        num = self._weight**2 / self._squared_weight
+        if number == leader or num < _ENOUGH or self._num_seen - self._opened_at < _ENOUGH:
+            return False
+        mean = (self._sums[number] - self._sums[leader]) / self._weight
+        pairs = self._products[number, number] + self._products[leader, leader] - 2 * self._products[number, leader]
+        variance = max(pairs / self._weight - mean**2, 1e-12)
+        return bool(mean > _SURE * np.sqrt(variance / num))
+
+
+def _own(value: Any) -> Any:
+    return np.array(value) if isinstance(value, np.ndarray) else value
