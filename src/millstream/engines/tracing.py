@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from millstream.engines import operations, spatial
-from millstream.engines.operations import METHODS
+from millstream.engines import arithmetic, operations, spatial
 
-__all__ = ["CASTS", "FUNCTIONS", "MODULES", "RESHAPES", "first_line", "hooks", "trace"]
+__all__ = ["CASTS", "FUNCTIONS", "METHODS", "MODULES", "RESHAPES", "first_line", "hooks", "trace"]
 
 MODULES = operations.MODULES | spatial.MODULES
-FUNCTIONS = operations.FUNCTIONS | spatial.FUNCTIONS
+FUNCTIONS = operations.FUNCTIONS | spatial.FUNCTIONS | arithmetic.FUNCTIONS
+METHODS = operations.METHODS | arithmetic.METHODS
 RESHAPES = {"contiguous", "flatten", "reshape", "squeeze", "unsqueeze", "view", "unflatten"}
 CASTS = {"long": torch.int64, "float": torch.float32, "double": torch.float64}
 NUMBERS = {"size", "dim", "numel"}
