@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -16,6 +17,19 @@ from millstream.engines import FusedEngine, UpdateRule
 from test_fused_models import assert_agree, pair, records
 
 Formula = Callable[[Tensor, Tensor], Tensor]  # of x (N, 6) and a hidden h (N, 12), to (N, 6)
+
+
+class Scaled(nn.Module):
+    """Layers whose outputs are scaled by parameters, one of them frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.gain, self.kept = nn.Parameter(torch.rand(5)), nn.Parameter(torch.rand(5), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x) * self.gain)
+        return self.last(self.kept * hidden + hidden * self.gain)
 
 
 class Written(nn.Module):
@@ -36,6 +50,11 @@ def in_place(x: Tensor, h: Tensor) -> Tensor:
     return left
 
 
+def halves(x: Tensor, h: Tensor) -> Tensor:
+    left, right = h.chunk(2, dim=-1)
+    return left * torch.sigmoid(right)
+
+
 FORMULAS: dict[str, Formula] = {
     "gate": lambda x, h: torch.tanh(h[:, :6]) * torch.sigmoid(h[:, 6:]),
     "gated sum": lambda x, h: (1 - torch.sigmoid(h[:, 6:])) * x + h[:, :6].sigmoid() * torch.tanh(h[:, :6]),
@@ -53,6 +72,8 @@ FORMULAS: dict[str, Formula] = {
     "scores": lambda x, h: (h.view(-1, 2, 6) * x.unsqueeze(1)).sum(2, keepdim=True).expand(-1, 2, 3).flatten(1),
     "one column": lambda x, h: x * h[:, 3].unsqueeze(1),
     "in place": in_place,
+    "halves": halves,
+    "thirds": lambda x, h: torch.tanh(torch.split(h, [4, 6, 2], dim=1)[1]) + h.split(6, 1)[0] ** 2,
 }  # fmt: skip
 
 
@@ -61,6 +82,13 @@ FORMULAS: dict[str, Formula] = {
 def test_a_formula_equals_the_reference(formula: str, optimizer: str) -> None:
     torch.manual_seed(1)
     assert_agree(*pair(Written(FORMULAS[formula]), optimizer, clip_norm=2.0), *records(40))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("bounds", [{}, {"clip_norm": 0.2}])
+def test_products_with_parameters_equal_the_reference(optimizer: str, bounds: dict[str, float]) -> None:
+    torch.manual_seed(1)
+    assert_agree(*pair(Scaled(), optimizer, **bounds), *records(40))
 
 
 @settings(max_examples=40, deadline=None)
@@ -103,11 +131,19 @@ def changed_and_read(x: Tensor, h: Tensor) -> Tensor:
     return left + h[:, :6]
 
 
+def slice_changed(x: Tensor, h: Tensor) -> Tensor:
+    left = h[:, :6]
+    return F.relu(left, inplace=True) + h[:, :6] + h[:, 6:]
+
+
 DECLINED: dict[str, tuple[Formula, str]] = {
     "in place": (changed_and_read, "other things"),
+    "slice in place": (slice_changed, "in place"),
     "records mixed": (lambda x, h: h[:, :6] - h[:, :6].mean(0, keepdim=True), "records apart"),
     "records turned": (lambda x, h: h[:, :6].flip(0), "records apart"),
     "whole sum": (lambda x, h: h[:, :6] * h.sum(), "not named"),
+    "records split": (lambda x, h: h.split(1, 0)[0][:, :6] + h[:, 6:], "records apart"),
+    "cubed": (lambda x, h: x + h[:, :6] ** 3 + h[:, 6:], "exponent"),
     "zero": (lambda x, h: x * torch.relu(h[:, :6] / 0), "by 0"),
 }
 

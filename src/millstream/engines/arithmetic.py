@@ -17,22 +17,33 @@ from torch import fx
 from millstream.engines.kernels import activations, layout
 from millstream.engines.operations import Found, Unknown, first_argument, options
 
-__all__ = ["FUNCTIONS", "METHODS", "taken"]
+__all__ = ["FUNCTIONS", "METHODS", "SPLITS", "taken"]
+
+SPLITS = {"chunk", "split", torch.chunk, torch.split}
 
 
 def taken(node: fx.Node, reader: Any) -> Found:
     """Elements of a value in other places."""
-    given, *rest = node.args or (first_argument(node),)
-    source, shape = reader.value(given), reader.shape(node)
-    options_ = {name: value for name, value in node.kwargs.items() if name != "input"}
-    if any(isinstance(part, fx.Node) for part in [*_leaves(rest), *_leaves(options_)]):
-        raise Unknown(f"{node.name} takes elements from places that are computed")
+    call, source = _call_of(node, reader)
+    shape = reader.shape(node)
     numbers = torch.arange(2 * source.size).reshape(2, *source.shape)
-    call: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
-    first, second = call(numbers, *rest, **options_)
+    first, second = call(numbers)
     if first.shape != shape or not torch.equal(first + source.size, second):
         raise Unknown(f"{node.name} does not keep records apart")
     return {"kind": layout.TAKE, "source": source.name, "places": first.reshape(-1)}
+
+
+def _call_of(node: fx.Node, reader: Any) -> tuple[Callable[[Any], Any], Any]:
+    """What a node does to its first argument, and the value that this is."""
+    given, *rest = node.args or (first_argument(node),)
+    named = {name: value for name, value in node.kwargs.items() if name != "input"}
+    if any(isinstance(part, fx.Node) for part in [*_leaves(rest), *_leaves(named)]):
+        raise Unknown(f"{node.name} takes elements from places that are computed")
+    call: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+    if isinstance(given, fx.Node) and given.target in SPLITS:
+        split, source = _call_of(given, reader)
+        return lambda numbers: call(split(numbers), *rest, **named), source
+    return lambda numbers: call(numbers, *rest, **named), reader.value(given)
 
 
 def _leaves(part: Any) -> list[Any]:
@@ -86,10 +97,16 @@ def _add(node: fx.Node, reader: Any, sign: float = 1.0) -> Found:
     if not reader.is_parameter(other):
         second = _scaled(_spread(other, node, reader), factor, shape, reader)
         return {"kind": layout.ADD, "source": _spread(one, node, reader), "other": second}
-    source, bias = reader.value(one), reader.parameter(other)
-    if factor != 1 or bias.numel() != source.size or shape != source.shape:
-        raise Unknown(f"{node.name} of a parameter, with shapes that differ or a factor")
-    return {"kind": layout.ADD_PARAMETER, "source": source.name, "weight": bias}
+    if factor != 1:
+        raise Unknown(f"{node.name} of a parameter, with a factor")
+    return {"kind": layout.ADD_PARAMETER, **_with_parameter(one, other, node, reader)}
+
+
+def _with_parameter(one: Any, other: Any, node: fx.Node, reader: Any) -> Found:
+    source, parameter = reader.value(one), reader.parameter(other)
+    if parameter.numel() != source.size or reader.shape(node) != source.shape:
+        raise Unknown(f"{node.name} of a value and a parameter whose shapes differ")
+    return {"source": source.name, "weight": parameter}
 
 
 def _subtract(node: fx.Node, reader: Any) -> Found:
@@ -102,6 +119,10 @@ def _multiply(node: fx.Node, reader: Any) -> Found:
         one, other = other, one
     if isinstance(other, int | float):
         return _of_one(reader.value(one).name, activations.SCALE, other)
+    if reader.is_parameter(one):
+        one, other = other, one
+    if reader.is_parameter(other):
+        return {"kind": layout.MULTIPLY_PARAMETER, **_with_parameter(one, other, node, reader)}
     first, second = _spread(one, node, reader), _spread(other, node, reader)
     return {"kind": layout.MULTIPLY, "source": first, "other": second}
 
@@ -118,6 +139,14 @@ def _divide(node: fx.Node, reader: Any) -> Found:
     if isinstance(one, int | float):
         return _of_one(inverse, activations.SCALE, one)
     return {"kind": layout.MULTIPLY, "source": _spread(one, node, reader), "other": inverse}
+
+
+def _power(node: fx.Node, reader: Any) -> Found:
+    (exponent,) = options(node, ("exponent",), (None,))
+    if exponent != 2:
+        raise Unknown(f"{node.name} with another exponent than 2")
+    name = reader.value(first_argument(node)).name
+    return {"kind": layout.MULTIPLY, "source": name, "other": name}
 
 
 def _negate(node: fx.Node, reader: Any) -> Found:
@@ -152,6 +181,7 @@ METHODS: dict[str, Callable[..., Found]] = {
     "mul": _multiply,
     "div": _divide,
     "neg": _negate,
+    "pow": _power,
     "sum": _sum,
     "mean": _mean,
     "permute": taken,
@@ -167,4 +197,5 @@ FUNCTIONS: dict[Any, Callable[..., Found]] = {
     operator.mul: _multiply,
     operator.truediv: _divide,
     operator.neg: _negate,
+    operator.pow: _power,
 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from millstream.contracts import Inputs
-from millstream.engines.arithmetic import taken
+from millstream.engines.arithmetic import SPLITS, taken
 from millstream.engines.kernels import layout
 from millstream.engines.operations import Found, Unknown, first_argument
 from millstream.engines.tracing import CASTS, FUNCTIONS, METHODS, MODULES, RESHAPES, first_line
@@ -165,7 +165,7 @@ class _Reader:
     def _call(self, node: fx.Node) -> None:
         target = node.target
         if self._shapes[node.name] is None and not self._leads_into_inputs(node):
-            return  # a size, for a reshape
+            return  # a size, for a reshape; or a split, whose parts are taken one by one
         if target in (operator.getitem, "get"):
             self._index(node)
         elif target in CASTS:
@@ -322,6 +322,9 @@ class _Reader:
             if isinstance(key, fx.Node) or len(node.args) > 2:
                 raise Unknown("a key of the inputs that is computed")
             self._take_input(node, found[key], (*path, key))
+            return
+        if isinstance(source, fx.Node) and source.target in SPLITS:
+            self._add(node, taken(node, self))
             return
         value, shape = self.ids(source), self.shape(node)
         columns = key[1] if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) else None

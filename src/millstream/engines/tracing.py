@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from millstream.engines import arithmetic, operations, spatial
+from millstream.engines.arithmetic import SPLITS
 
 __all__ = ["CASTS", "FUNCTIONS", "METHODS", "MODULES", "RESHAPES", "first_line", "hooks", "trace"]
 
@@ -56,10 +57,16 @@ def _unknown(node: fx.Node, model: nn.Module) -> str:
         known = known and "forward" not in vars(module)  # which a person may have put there
         what = type(module).__name__
     elif node.op == "call_function":
-        known = node.target in FUNCTIONS or node.target in (operator.getitem, getattr, torch.flatten, torch.cat)
+        known = node.target in FUNCTIONS or node.target in (
+            operator.getitem,
+            getattr,
+            torch.flatten,
+            torch.cat,
+            *SPLITS,
+        )
         what = f"{getattr(node.target, '__name__', node.target)}()"
     elif node.op == "call_method":
-        known = node.target in METHODS or node.target in (RESHAPES | CASTS.keys() | NUMBERS | {"get"})
+        known = node.target in METHODS or node.target in (RESHAPES | CASTS.keys() | NUMBERS | SPLITS | {"get"})
         what = f"Tensor.{node.target}()"
     else:
         known, what = node.op in ("placeholder", "output", "get_attr"), node.op

@@ -43,6 +43,7 @@ from millstream.engines.kernels.layout import (
     LINEAR,
     MAX_POOL,
     MULTIPLY,
+    MULTIPLY_PARAMETER,
     OTHER,
     OTHER_SLOPE,
     OUTER,
@@ -105,7 +106,7 @@ def backward(network: Any, turn: Any, like: Any) -> Any:
             _spatial_back(p, network, delta, slope, like)
         elif kind == LAYER_NORM or kind == RMS_NORM:
             _norm_back(operation, parameters_of(network), delta, slope, like)
-        elif kind == MULTIPLY or kind == TAKE or kind == SUM:
+        elif kind == MULTIPLY or kind == MULTIPLY_PARAMETER or kind == TAKE or kind == SUM:
             _elements_back(p, network, turn, delta, x, slope, like)
         else:
             _pass_on(delta, slope, how)
@@ -221,6 +222,13 @@ def _elements_back(p: Any, network: Any, turn: Any, delta: Any, x: Any, slope: A
         if operation[OTHER_SLOPE] >= 0:
             of_other = view(slopes_of(network)[turn, other], sizes[other], like)
             elements.multiply_back(delta, x, of_other, operation[OTHER_SLOPE] == ADDS)
+    elif kind == MULTIPLY_PARAMETER:
+        parameters = parameters_of(network)
+        gradient = vector_of(operation[WEIGHT], parameters, GRADIENT, like)
+        if how >= 0:
+            elements.multiply_back(delta, vector_of(operation[WEIGHT], parameters, PLACE, like), slope, how == ADDS)
+        if gradient.shape[0]:
+            elements.multiply_back(delta, x, gradient, bool(1))
     elif how >= 0 and kind == TAKE:
         elements.take_back(delta, view(operation[SCRATCH], delta.shape[0], sizes), slope, how == ADDS)
     elif how >= 0:

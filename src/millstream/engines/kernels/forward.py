@@ -39,6 +39,7 @@ from millstream.engines.kernels.layout import (
     LINEAR,
     MAX_POOL,
     MULTIPLY,
+    MULTIPLY_PARAMETER,
     OTHER,
     OUTER,
     OUTPUT,
@@ -103,6 +104,8 @@ def forward(first: Any, network: Any, turn: Any, pending: Any, training: Any, ke
                 elements.multiply(view(values[turn, operation[OTHER]], sizes[output], like), out)
             elif kind == ADD_PARAMETER:
                 elements.add(view(parameters_of(network)[operation[WEIGHT], PLACE], sizes[output], like), out)
+            elif kind == MULTIPLY_PARAMETER:
+                elements.multiply(view(parameters_of(network)[operation[WEIGHT], PLACE], sizes[output], like), out)
 
 
 @inlined

@@ -17,7 +17,7 @@ __all__ = [
         "EMBEDDING",
         "LAYER_NORM",
     ),
-    *("LINEAR", "MAX_POOL", "MULTIPLY", "RMS_NORM", "SUM", "TAKE"),
+    *("LINEAR", "MAX_POOL", "MULTIPLY", "MULTIPLY_PARAMETER", "RMS_NORM", "SUM", "TAKE"),
     *("BIAS", "CODE", "EXTRA", "INPUT", "INPUT_SLOPE", "KIND", "NUM_OPERATION_COLUMNS", "OTHER", "OTHER_SLOPE"),
     *("OUTPUT", "SCRATCH", "SECOND_SCRATCH", "WEIGHT"),
     *("COLUMNS", "FIRST", "FORM", "GRADIENT", "NUM_PARAMETER_COLUMNS", "PLACE", "ROWS", "SECOND", "THIRD"),
@@ -41,9 +41,10 @@ __all__ = [
     MAX_POOL,
     AVERAGE_POOL,
     MULTIPLY,
+    MULTIPLY_PARAMETER,
     TAKE,
     SUM,
-) = range(15)
+) = range(16)
 
 # Columns of an operation. INPUT, OTHER and OUTPUT are values; WEIGHT and BIAS parameters; −1: there is none.
 # Of an embedding INPUT is its ids and OTHER their weights. A Linear that has OTHER reads sparse rows: INPUT is their
