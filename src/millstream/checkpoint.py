@@ -25,6 +25,7 @@ from torch import Tensor
 
 from millstream.contracts import State
 from millstream.errors import CheckpointError
+from millstream.rows import csr
 from millstream.storage import storage_errors, sync
 
 __all__ = ["GO_ON", "exists", "newest", "read", "write"]
@@ -183,6 +184,10 @@ def _flatten_tensor(value: Any, path: str, tensors: dict[str, Tensor], seen: dic
         return {"$array": path}
     if value.is_sparse:
         raise CheckpointError(got=f"a sparse tensor at {path!r}", wanted="dense ones", do="store it with .to_dense()")
+    if value.layout is torch.sparse_csr:  # records whose labels are late
+        parts = value.crow_indices(), value.col_indices(), value.values()
+        saved = [_flatten(part, f"{path}.{place}", tensors, seen) for place, part in enumerate(parts)]
+        return {"$csr": [*saved, value.shape[1]]}
     # Tied weights are one memory. The state holds every tensor, so an address cannot be given out twice meanwhile.
     identity = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device)
     first = seen.setdefault(identity, path) if value.numel() else path
@@ -199,6 +204,7 @@ def _restore(tree: Any, tensors: dict[str, Tensor]) -> Any:
     for mark, rebuild in (
         ("$tensor", lambda name: tensors[name]),
         ("$array", lambda name: tensors[name].numpy().copy()),
+        ("$csr", lambda parts: csr(*_restore(parts, tensors))),
         ("$tuple", lambda items: tuple(_restore(item, tensors) for item in items)),
         ("$items", lambda items: {_restore(key, tensors): _restore(item, tensors) for key, item in items}),
         ("$float", float),

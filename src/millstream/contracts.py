@@ -20,6 +20,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from millstream.rows import rows_of
+
 __all__ = [
     "Chunk",
     "Engine",
@@ -37,7 +39,9 @@ __all__ = [
 ]
 
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...] | dict[str, Tensor] | pa.RecordBatch"
-"""What a model is given (a tensor, or a tuple or dict of them, each N long), or named columns before features."""
+"""What a model is given (a tensor, or a tuple or dict of them, each N long), or named columns before features.
+
+A tensor is dense, or (N, S) sparse CSR."""
 
 Position: TypeAlias = Any
 """Where a source goes on reading: a JSON value that only the source understands; None is its beginning."""
@@ -147,7 +151,7 @@ def map_tensors(inputs: Any, function: Callable[[Any], Any]) -> Any:
 
 def _pick(inputs: Inputs, rows: npt.NDArray[np.int64] | slice, index: Tensor | slice) -> Inputs:
     if not isinstance(inputs, pa.RecordBatch):
-        picked: Inputs = map_tensors(inputs, lambda value: value[index])
+        picked: Inputs = map_tensors(inputs, lambda value: rows_of(value, index))
         return picked
     if isinstance(rows, slice):
         first, last, _ = rows.indices(len(inputs))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from millstream.contracts import Chunk, Inputs, Questions, State
 from millstream.errors import CheckpointError, DataError, SettingError
+from millstream.rows import join_rows
 
 __all__ = ["Arrivals", "Delay", "LabelDelay", "parse_delay"]
 
@@ -182,12 +183,12 @@ def _join(first: Chunk | None, second: Chunk) -> Chunk:
     a, b = first.inputs, second.inputs
     inputs: Inputs
     if isinstance(a, dict) and isinstance(b, dict):
-        inputs = {name: torch.cat([a[name], b[name]]) for name in a}
+        inputs = {name: join_rows([a[name], b[name]]) for name in a}
     elif isinstance(a, tuple) and isinstance(b, tuple):
-        inputs = tuple(torch.cat(pair) for pair in zip(a, b, strict=True))
+        inputs = tuple(join_rows(pair) for pair in zip(a, b, strict=True))
     else:
         assert isinstance(a, Tensor) and isinstance(b, Tensor)
-        inputs = torch.cat([a, b])
+        inputs = join_rows([a, b])
     assert first.targets is not None and second.targets is not None
     assert first.times is not None and second.times is not None
     assert first.numbers is not None and second.numbers is not None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from millstream.engines.criterion import Labels
 from millstream.engines.kernels import blocks, layout, learning, steps, tables
-from millstream.engines.program import Program
+from millstream.engines.program import Bound, Program
 
 __all__ = ["Blocks", "Call"]
 
@@ -41,7 +41,7 @@ class Call:
     """Records and room for what comes of them, N long each, and what of the loss is no table."""
 
     program: Program
-    inputs: list[Tensor]
+    inputs: list[Bound]
     labels: Labels
     keys: Tensor | None  # (N,) of what is random
     outputs: Tensor  # (N, C)
@@ -106,7 +106,7 @@ class Blocks:
         source = self._program.tape.operations[0].source
         values = enumerate(self._program.input_values)
         place, value = next((place, value) for place, value in values if value.name == source)
-        inputs = call.inputs[place][:, value.first : value.first + value.size]
+        inputs = call.inputs[place].tensor[:, value.first : value.first + value.size]
         applied = 0
         for start in range(first, last, _BLOCK):
             stop = min(start + _BLOCK, last)

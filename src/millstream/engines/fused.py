@@ -36,6 +36,7 @@ from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
 from millstream.errors import ModelError
 from millstream.losses import NamedLoss
+from millstream.rows import rows_of
 
 __all__ = ["FusedEngine", "make_ready"]
 
@@ -179,7 +180,8 @@ def _structure(inputs: Inputs) -> Any:
 
 def _two_records(inputs: Inputs) -> Inputs:
     """The first record twice: enough to see the shapes."""
-    twice: Inputs = map_tensors(inputs, lambda part: part[:1].detach().repeat(2, *[1] * (part.ndim - 1)))
+    places = torch.zeros(2, dtype=torch.int64)
+    twice: Inputs = map_tensors(inputs, lambda part: rows_of(part.detach(), places))
     return twice
 
 
@@ -225,11 +227,11 @@ class _Machine:
         return Outcome(answered.outputs.view(-1, *self._criterion.shape), answered.losses, applied, places)
 
     def _call(self, chunk: Chunk) -> Call | None:
-        inputs, labels = self._program.tensors(chunk.inputs), self._criterion.labels(chunk)
+        num, dtype = len(chunk), self._criterion.dtype
+        inputs, labels = self._program.tensors(chunk.inputs, num), self._criterion.labels(chunk)
         if inputs is None or labels is None:
             return None
-        num, dtype = len(chunk), self._criterion.dtype
-        if any(len(part) != num for part in (*inputs, *labels) if part is not None):
+        if any(len(part) != num for part in labels if part is not None):
             return None
         draws = None
         if self._program.is_random:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from millstream.contracts import Inputs
+from millstream.engines.arithmetic import SPLITS, taken
 from millstream.engines.kernels import layout
-from millstream.engines.operations import METHODS, Found, Unknown, first_argument
-from millstream.engines.tracing import CASTS, FUNCTIONS, MODULES, RESHAPES, first_line
+from millstream.engines.operations import Found, Unknown, first_argument
+from millstream.engines.tracing import CASTS, FUNCTIONS, METHODS, MODULES, RESHAPES, first_line
 
 __all__ = ["Operation", "Tape", "Value", "read", "root_of"]
 
@@ -33,6 +34,7 @@ class Value:
     first: int = 0
     path: tuple[Any, ...] | None = None  # of keys into the inputs, if it is one
     dtype: torch.dtype = torch.float32
+    is_sparse: bool = False  # an input of rows that name their columns; how many differs from record to record
 
     @property
     def size(self) -> int:
@@ -53,6 +55,7 @@ class Operation:
     extra: int = 0
     argument: float = 0.0
     geometry: tuple[int, ...] = ()
+    places: Tensor | None = None  # (size of the output,) that elements are taken from
 
 
 @dataclasses.dataclass(slots=True)
@@ -162,7 +165,7 @@ class _Reader:
     def _call(self, node: fx.Node) -> None:
         target = node.target
         if self._shapes[node.name] is None and not self._leads_into_inputs(node):
-            return  # a size, for a reshape
+            return  # a size, for a reshape; or a split, whose parts are taken one by one
         if target in (operator.getitem, "get"):
             self._index(node)
         elif target in CASTS:
@@ -204,7 +207,16 @@ class _Reader:
         found = self.ids(node)
         if not found.dtype.is_floating_point:
             raise Unknown(f"{node} are whole numbers that are computed with")
+        if found.is_sparse:
+            raise Unknown(f"{node} is sparse, and read by something else than a Linear")
         return found
+
+    def numbers_and_columns(self, sparse: Value) -> tuple[str, str]:
+        """The names of the numbers and of the columns of a sparse input, as values of their own."""
+        names = f"{sparse.name} numbers", f"{sparse.name} columns"
+        for name, dtype in zip(names, (sparse.dtype, torch.int64), strict=True):
+            self._values[name] = dataclasses.replace(sparse, name=name, shape=(0,), dtype=dtype)
+        return names
 
     def ids(self, node: Any) -> Value:
         """The value that a node stands for, whatever it holds."""
@@ -263,8 +275,17 @@ class _Reader:
             self._values[name].dtype = found[1]
         return self._values[name]
 
+    def more(self, shape: tuple[int, ...], **found: Any) -> str:
+        """A line of the tape beside the one that a node becomes; the name of its value."""
+        name = f"line {len(self._operations)}"
+        self._new(name, shape)
+        self._operations.append(Operation(output=name, **found))
+        return name
+
     def _add(self, node: fx.Node, found: Found) -> None:
         self._new(node.name, self.shape(node))
+        if found["kind"] == layout.TAKE:
+            self._renamed.add(node.name)  # torch has a view of the same memory
         self._operations.append(Operation(output=node.name, **found))
 
     def _rename(self, node: fx.Node) -> None:
@@ -288,7 +309,9 @@ class _Reader:
 
     def _take_input(self, node: fx.Node, found: Any, path: tuple[Any, ...]) -> None:
         if isinstance(found, Tensor):
-            self._values[node.name] = Value(node.name, tuple(found.shape[1:]), path=path, dtype=found.dtype)
+            is_sparse = found.layout is torch.sparse_csr
+            shape = tuple(found.shape[1:])
+            self._values[node.name] = Value(node.name, shape, path=path, dtype=found.dtype, is_sparse=is_sparse)
         else:
             self._inputs[node.name] = (found, path)
 
@@ -300,10 +323,14 @@ class _Reader:
                 raise Unknown("a key of the inputs that is computed")
             self._take_input(node, found[key], (*path, key))
             return
+        if isinstance(source, fx.Node) and source.target in SPLITS:
+            self._add(node, taken(node, self))
+            return
         value, shape = self.ids(source), self.shape(node)
         columns = key[1] if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) else None
         if value.path is None or len(value.shape) != 1 or not isinstance(columns, int | slice):
-            raise Unknown(f"{node.name} takes a part of a value in a way that is not known")
+            self._add(node, taken(node, self))
+            return
         if isinstance(columns, slice):
             first, stop, step = columns.indices(value.size)
             if step != 1 or stop <= first:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -85,10 +84,13 @@ def _linear_function(node: fx.Node, reader: Any) -> Found:
 
 
 def _line_of_linear(node: fx.Node, reader: Any, weight: Tensor, bias: Tensor | None) -> Found:
-    source = reader.value(first_argument(node))
+    source = reader.ids(first_argument(node))
     if len(source.shape) != 1 or weight.shape[1] != source.size:
         raise Unknown(f"{node.name} is applied to several rows of a record")
-    return {"kind": layout.LINEAR, "source": source.name, "weight": weight, "bias": bias}
+    if source.is_sparse:
+        numbers, columns = reader.numbers_and_columns(source)
+        return {"kind": layout.LINEAR, "source": numbers, "other": columns, "weight": weight, "bias": bias}
+    return {"kind": layout.LINEAR, "source": reader.value(first_argument(node)).name, "weight": weight, "bias": bias}
 
 
 def _dropout(part: nn.Dropout, node: fx.Node, reader: Any) -> Found:
@@ -150,25 +152,6 @@ def _look_up(part: nn.Embedding | nn.EmbeddingBag, node: fx.Node, reader: Any, h
     return {"kind": layout.EMBEDDING, "source": source.name, "weight": part.weight, "code": how, "extra": nothing}
 
 
-def _add(node: fx.Node, reader: Any) -> Found:
-    (alpha,) = options(node, ("other", "alpha"), (None, 1))[1:]
-    one, other = first_argument(node), node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
-    if alpha != 1:
-        raise Unknown(f"{node.name} with alpha={alpha}")
-    if reader.is_parameter(one):
-        one, other = other, one
-    source = reader.value(one)
-    if reader.is_parameter(other):
-        bias = reader.parameter(other)
-        if bias.numel() != source.size or reader.shape(node) != source.shape:
-            raise Unknown(f"{node.name} of shapes that differ")
-        return {"kind": layout.ADD_PARAMETER, "source": source.name, "weight": bias}
-    second = reader.value(other)
-    if second.shape != source.shape:
-        raise Unknown(f"{node.name} of shapes that differ")
-    return {"kind": layout.ADD, "source": source.name, "other": second.name}
-
-
 _RELU = _activation(activations.RELU)
 _LEAKY_RELU = _activation(activations.LEAKY_RELU, "negative_slope", 0.01)
 _TANH = _activation(activations.TANH)
@@ -207,13 +190,9 @@ FUNCTIONS: dict[Any, Callable[..., Found]] = {
     F.gelu: _GELU[1],
     F.elu: _ELU[1],
     F.softplus: _SOFTPLUS[1],
-    operator.add: _add,
-    operator.iadd: _add,
-    torch.add: _add,
 }
 METHODS: dict[str, Callable[..., Found]] = {
     "relu": _RELU[1],
     "tanh": _TANH[1],
     "sigmoid": _SIGMOID[1],
-    "add": _add,
 }

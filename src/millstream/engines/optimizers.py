@@ -95,7 +95,7 @@ def takes_rows(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
     """Whether a step changes only those rows of a table that have a gradient."""
     if isinstance(optimizer, torch.optim.SGD):
         return not group["momentum"] and not group["weight_decay"]
-    return isinstance(optimizer, torch.optim.Adagrad) and not group["weight_decay"]
+    return isinstance(optimizer, torch.optim.Adagrad) and not group["weight_decay"] and group["eps"] > 0  # 0 / 0
 
 
 class OptimizerState:

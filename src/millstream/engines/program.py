@@ -6,7 +6,7 @@ Shapes: P operations, V values, Q parameters, J inputs.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,16 @@ from millstream.engines.optimizers import OptimizerState, takes_rows
 from millstream.engines.randomness import scale_of
 from millstream.engines.rule import UpdateRule
 
-__all__ = ["Program"]
+__all__ = ["Bound", "Program"]
 
 _ALIGNMENT = 64  # bytes of a cache line and of the widest vector
+
+
+class Bound(NamedTuple):
+    """An input as the tables want it: (N, ·); or what all sparse rows hold in a line, and where each row begins."""
+
+    tensor: Tensor
+    edges: Tensor | None = None  # (N + 1,)
 
 
 class Program:
@@ -39,12 +46,13 @@ class Program:
         values = list(tape.values.values())
         read = {name for op in tape.operations for name in (op.source, op.other)}
         self.input_values = [value for value in values if value.path is not None and value.name in read]
-        sizes = np.array([value.size for value in values], np.int64)
-        widest = max(dense.GROUP, int(sizes.max()), *(4 * p.numel() // len(p) for p in self.parameters if p.ndim > 1))
-        self._room = self._allot(2 * (widest + 16)).numpy().reshape(2, -1)
+        sizes = np.array([0 if value.is_sparse else value.size for value in values], np.int64)
+        sparse = {id(op.weight) for op in tape.operations if op.kind == layout.LINEAR and op.other}
+        of_rows = [4 * p.numel() // len(p) for p in self.parameters if p.ndim > 1 and id(p) not in sparse]
+        self._room = self._allot(2 * (max(dense.GROUP, int(sizes.max()), *of_rows) + 16)).numpy().reshape(2, -1)
         self._terms = np.zeros(steps.NUM_TERMS)
         self._values, self._slopes = self._places(values)
-        self._inputs = np.zeros((len(self.input_values), 3), np.int64)
+        self._inputs = np.zeros((len(self.input_values), tables.NUM_INPUT_COLUMNS), np.int64)
         self._inputs[:, 0] = [self._index[value.name] for value in self.input_values]
         self._table = np.zeros((len(self.parameters), layout.NUM_PARAMETER_COLUMNS), np.int64)
         self._settle()
@@ -59,7 +67,7 @@ class Program:
         random = [p for p, op in enumerate(tape.operations) if op.kind == layout.DROPOUT]
         self.network[tables.FIRST_RANDOM] = random[0] if random else -1
         self.is_random = bool(random)
-        self.network[tables.HAS_ROWS] = any(op.kind == layout.EMBEDDING for op in tape.operations)
+        self.network[tables.HAS_ROWS] = bool(sparse) or any(op.kind == layout.EMBEDDING for op in tape.operations)
         self.like = np.zeros(1, np.float32 if dtype == torch.float32 else np.float64)  # tells the kernels the type
 
     def refresh(self) -> str:
@@ -111,19 +119,29 @@ class Program:
         found: Tensor = self._rule.optimizer.state[parameter]["momentum_buffer"]
         return found
 
-    def tensors(self, inputs: Inputs) -> list[Tensor] | None:
-        """The inputs as the tables want them, (N, ·) each; None for what torch should look at."""
+    def tensors(self, inputs: Inputs, num: int) -> list[Bound] | None:
+        """The inputs of N records as the tables want them; None for what torch should look at."""
         found = []
+        sparse: dict[tuple[Any, ...], Tensor | None] = {}
         for value in self.input_values:
             part: Any = inputs
             for key in value.path or ():
                 part = part[key]
-            part = part.detach().reshape(len(part), -1).contiguous()
+            if len(part) != num:
+                return None
+            if value.is_sparse:
+                path = value.path or ()
+                rows = sparse[path] = sparse[path] if path in sparse else _distinct(part)
+                if rows is None:
+                    return None
+                found.append(_bound(rows, of_columns=not value.dtype.is_floating_point))
+                continue
+            part = part.detach().reshape(num, -1).contiguous()
             if not value.dtype.is_floating_point:
                 part = part.long()
                 if not self._are_ids(value, part[:, value.first : value.first + value.size]):
                     return None
-            found.append(part)
+            found.append(Bound(part))
         return found
 
     def _are_ids(self, value: Value, ids: Tensor) -> bool:
@@ -131,13 +149,15 @@ class Program:
         numbers = ids.numpy()  # torch would ask all its threads
         return bool(numbers.min(initial=0) >= 0) and bool(numbers.max(initial=0) < min(len(table) for table in tables))
 
-    def look_at(self, inputs: list[Tensor], first: int) -> None:
-        """The inputs of the next call begin at record ``first`` of (N, ·) each, in the order of ``input_values``."""
-        for row, (value, tensor) in enumerate(zip(self.input_values, inputs, strict=True)):
+    def look_at(self, inputs: list[Bound], first: int) -> None:
+        """The inputs of the next call begin at record ``first``, in the order of ``input_values``."""
+        for row, value, (tensor, edges) in zip(self._inputs, self.input_values, inputs, strict=True):
             item = tensor.element_size()
-            stride = tensor.shape[1] * item
-            self._inputs[row, 1] = tensor.data_ptr() + first * stride + value.first * item
-            self._inputs[row, 2] = stride
+            if edges is not None:
+                row[1:] = tensor.data_ptr(), item, edges.data_ptr() + first * edges.element_size()
+            else:
+                stride = tensor.shape[1] * item
+                row[1:] = tensor.data_ptr() + first * stride + value.first * item, stride, 0
 
     def _settle(self) -> None:
         """Which parameters are trained, by what form of gradient, and the dials."""
@@ -180,7 +200,11 @@ class Program:
         ):
             return layout.SPARSE
         if kinds == {layout.LINEAR} and num_uses == 1:
-            return layout.OUTER if readers[0].weight is parameter else layout.VECTOR
+            if readers[0].bias is parameter:
+                return layout.VECTOR
+            if not readers[0].other:
+                return layout.OUTER
+            return layout.SPARSE if takes_rows(self._rule.optimizer, group) else layout.DENSE
         return layout.DENSE
 
     def _allot(self, size: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -225,6 +249,8 @@ class Program:
         elif op.kind in (layout.LAYER_NORM, layout.RMS_NORM):
             row[layout.SCRATCH] = self._allot(op.code).data_ptr()
             row[layout.SECOND_SCRATCH] = self._allot(size).data_ptr()
+        elif op.places is not None:
+            row[layout.SCRATCH] = self._allot(size, torch.int64).copy_(op.places).data_ptr()
         elif op.kind == layout.EMBEDDING:
             row[layout.SCRATCH] = int(self.gathers)
         elif op.kind == layout.CONVOLUTION:
@@ -261,3 +287,32 @@ class Program:
 
     def _root(self, name: str) -> str:
         return root_of(self.tape.values, name)[0]
+
+
+def _distinct(rows: Tensor) -> Tensor | None:
+    """Sparse rows in which no column is named twice: torch takes such numbers for their sum. None for rows that are
+    none, as torch does not look at them.
+    """
+    edges, columns = rows.crow_indices(), rows.col_indices()
+    edges_N, columns_K = edges.numpy(), columns.numpy()  # torch would ask all its threads
+    if columns_K.min(initial=0) < 0 or columns_K.max(initial=0) >= rows.shape[1]:
+        return None
+    if edges_N[0] != 0 or edges_N[-1] != len(columns_K) or (np.diff(edges_N) < 0).any():
+        return None
+    rises, inner = np.diff(columns_K) > 0, edges_N[1:-1]
+    rises[inner[(inner > 0) & (inner < len(columns_K))] - 1] = True  # from one row to the next
+    if rises.all():
+        return rows
+    numbers_K = np.sort(np.repeat(np.arange(len(rows)), np.diff(edges_N)) * rows.shape[1] + columns_K)
+    if (np.diff(numbers_K) > 0).all():
+        return rows
+    places = torch.stack([torch.repeat_interleave(edges.diff()).to(columns.dtype), columns])
+    added = torch.sparse_coo_tensor(places, rows.values().detach(), rows.shape, check_invariants=False)
+    return added.coalesce().to_sparse_csr()
+
+
+def _bound(rows: Tensor, *, of_columns: bool) -> Bound:
+    """The columns or the numbers of sparse rows."""
+    edges = rows.crow_indices().long().contiguous()
+    held = rows.col_indices().long() if of_columns else rows.values().detach()
+    return Bound(held.contiguous(), edges)

@@ -18,6 +18,7 @@ from millstream.contracts import Chunk, Inputs, Outcome, Questions, map_tensors
 from millstream.engines.dropout import KeyedDropout
 from millstream.engines.randomness import kept_generators, key
 from millstream.engines.rule import Modes, UpdateRule
+from millstream.rows import rows_of
 
 __all__ = ["ReferenceEngine"]
 
@@ -169,9 +170,9 @@ class ReferenceEngine:
 
 def _part(chunk: Chunk, first: int, last: int) -> Chunk:
     """Records ``first`` to ``last`` as views, with their run positions. ``Chunk.select`` does more and is slower."""
-    offsets, targets, weights = chunk.offsets, chunk.targets, chunk.weights
+    offsets, targets, weights, rows = chunk.offsets, chunk.targets, chunk.weights, slice(first, last)
     return Chunk(
-        map_tensors(chunk.inputs, lambda value: value[first:last]),
+        map_tensors(chunk.inputs, lambda value: rows_of(value, rows)),
         None if targets is None else targets[first:last],
         None if weights is None else weights[first:last],
         span=last - first,

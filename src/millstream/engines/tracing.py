@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from millstream.engines import operations, spatial
-from millstream.engines.operations import METHODS
+from millstream.engines import arithmetic, operations, spatial
+from millstream.engines.arithmetic import SPLITS
 
-__all__ = ["CASTS", "FUNCTIONS", "MODULES", "RESHAPES", "first_line", "hooks", "trace"]
+__all__ = ["CASTS", "FUNCTIONS", "METHODS", "MODULES", "RESHAPES", "first_line", "hooks", "trace"]
 
 MODULES = operations.MODULES | spatial.MODULES
-FUNCTIONS = operations.FUNCTIONS | spatial.FUNCTIONS
+FUNCTIONS = operations.FUNCTIONS | spatial.FUNCTIONS | arithmetic.FUNCTIONS
+METHODS = operations.METHODS | arithmetic.METHODS
 RESHAPES = {"contiguous", "flatten", "reshape", "squeeze", "unsqueeze", "view", "unflatten"}
 CASTS = {"long": torch.int64, "float": torch.float32, "double": torch.float64}
 NUMBERS = {"size", "dim", "numel"}
@@ -56,10 +57,16 @@ def _unknown(node: fx.Node, model: nn.Module) -> str:
         known = known and "forward" not in vars(module)  # which a person may have put there
         what = type(module).__name__
     elif node.op == "call_function":
-        known = node.target in FUNCTIONS or node.target in (operator.getitem, getattr, torch.flatten, torch.cat)
+        known = node.target in FUNCTIONS or node.target in (
+            operator.getitem,
+            getattr,
+            torch.flatten,
+            torch.cat,
+            *SPLITS,
+        )
         what = f"{getattr(node.target, '__name__', node.target)}()"
     elif node.op == "call_method":
-        known = node.target in METHODS or node.target in (RESHAPES | CASTS.keys() | NUMBERS | {"get"})
+        known = node.target in METHODS or node.target in (RESHAPES | CASTS.keys() | NUMBERS | SPLITS | {"get"})
         what = f"Tensor.{node.target}()"
     else:
         known, what = node.op in ("placeholder", "output", "get_attr"), node.op

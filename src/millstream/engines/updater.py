@@ -25,11 +25,13 @@ from millstream.contracts import Chunk, Engine, Loss, Outcome, map_tensors
 from millstream.engines.choice import choose
 from millstream.engines.rule import UpdateRule
 from millstream.errors import DataError, MillstreamError, ModelError, SettingError
+from millstream.rows import by_rows, rows_of
 
 __all__ = ["Updater", "compile"]
 
 _IGNORED = -100  # torch's own mark of a label that has no loss
 _FLOAT32 = np.dtype(np.float32)  # in the order of bytes of this machine
+_DENSE = torch.strided
 _NUMBERS = frozenset({int, float, bool})
 _OF_TORCH = (RuntimeError, TypeError, AttributeError, IndexError, ValueError)
 
@@ -106,7 +108,8 @@ class Updater:
         ``y`` says how many records there are. If it is a number (or has no dimension) there is one: ``x`` has no
         dimension of records, and ``weights`` is a number. Else there are N: ``x`` is (N, …), ``y`` (N,) or (N, C),
         ``weights`` (N,). ``x`` is a tensor or an array, or a tuple or dict of them; floats of NumPy get the model's
-        type. Raises ``DataError`` for labels and lengths that do not fit, ``ModelError`` where the model fails.
+        type; a tensor may be sparse rows (N, S), CSR or COO. Raises ``DataError`` for labels and lengths that do not
+        fit, ``ModelError`` where the model fails.
         """
         is_one = type(y) in _NUMBERS or getattr(y, "ndim", 1) == 0
         inputs = self._one(x) if is_one else _each(x, self._tensor)
@@ -143,18 +146,19 @@ class Updater:
         """Predicts the first record that comes: a model that does not fit is refused before it has learned anything."""
         if not _length(inputs):
             raise DataError(got="no records", wanted="at least one", do="leave the call out")
-        first = _each(inputs, lambda part: part[:1])
+        first = _each(inputs, lambda part: rows_of(part, slice(0, 1)))
         outputs = self.predict(first)
         width = outputs.shape[1] if outputs.ndim > 1 else 1
         self._num_classes = width if self.rule.loss.task == "classes" else 0
 
     def _one(self, x: Any) -> Any:
         """The tensors of one record, with a dimension of records."""
-        if type(x) is Tensor and not (x.requires_grad or self._is_elsewhere):  # the ways that are often gone
+        is_elsewhere = self._is_elsewhere
+        if type(x) is Tensor and x.layout is _DENSE and not (x.requires_grad or is_elsewhere):  # what is often given
             return x[None]
         if type(x) is np.ndarray and x.dtype == _FLOAT32 and x.flags.carray and self._is_plain:
             return torch.from_numpy(x)[None]
-        return _each(x, lambda part: self._tensor(part)[None])
+        return _each(x, lambda part: _one_row(self._any_tensor(part, "x")))
 
     def _one_label(self, y: Any) -> Tensor:
         """(1,) the label of one record."""
@@ -213,12 +217,23 @@ class Updater:
             raise DataError(got="no records", wanted="at least one", do="leave the call out")
 
     def _tensor(self, value: Any, name: str = "x") -> Tensor:
+        return by_rows(self._any_tensor(value, name), name)
+
+    def _any_tensor(self, value: Any, name: str) -> Tensor:
         if isinstance(value, Tensor):
             tensor = value.detach()
         else:
             tensor = _of_array(value, name)
             tensor = tensor.to(self._number) if tensor.is_floating_point() else tensor
         return tensor.to(self._device) if self._is_elsewhere else tensor
+
+
+def _one_row(tensor: Tensor) -> Tensor:
+    """One record with a dimension of records."""
+    if tensor.layout is torch.sparse_csr:  # which torch has for matrices only
+        shape = tuple(tensor.shape)
+        raise DataError(got=f"sparse rows {shape} for one label", wanted="a label each", do="give y as a tensor, (N,)")
+    return by_rows(tensor[None])
 
 
 def _not_whole(labels: str) -> DataError:

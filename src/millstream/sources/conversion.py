@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default
 
 from millstream.contracts import Chunk, Source, map_tensors
 from millstream.errors import DataError, SettingError
+from millstream.rows import by_rows
 from millstream.sources.columns import plain_batch, settled_type
 from millstream.sources.files import FileSource
 from millstream.sources.iterables import BatchesSource, DatasetSource, RecordsSource
@@ -37,8 +38,8 @@ def as_source(data: Any, targets: Any = None, *, weights: Any = None, name: str 
 
     - a source: itself
     - a path or pattern, or a list of them: the files; ``-``: standard input
-    - tensors or arrays ``X``, ``(X, y)`` or ``(X, y, w)``, where X may be a tuple or dict of them: tensors. float64 of
-      NumPy becomes float32; whole-number targets become int64
+    - tensors or arrays ``X``, ``(X, y)`` or ``(X, y, w)``, where X may be a tuple or dict of them: tensors, also
+      sparse rows (N, S). float64 of NumPy becomes float32; whole-number targets become int64
     - a pandas, polars or Arrow table, or a dict of lists: named columns, ``targets`` and ``weights`` among them
     - a torch Dataset, DataLoader or IterableDataset (of records: wrap one that gives batches into a DataLoader)
     - any iterable of records: dicts of named values, or ``(x, y)`` pairs. With dicts of tensors, ``targets`` is the key
@@ -106,7 +107,7 @@ def _to_weights(value: Any) -> Tensor:
 
 def _to_tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor):
-        return value.detach()
+        return by_rows(value.detach(), what)
     try:
         array = np.asarray(value)
     except ValueError as error:

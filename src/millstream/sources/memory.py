@@ -19,6 +19,7 @@ from torch import Tensor
 
 from millstream.contracts import Chunk, Position
 from millstream.errors import DataError
+from millstream.rows import rows_of
 from millstream.sources.columns import Declared, plain_batch, settled_schema
 from millstream.sources.rechunk import check_numbers, check_place, check_size, take_rows
 
@@ -86,18 +87,19 @@ class TensorSource:
         rows = torch.from_numpy(sample_numbers(self.num_records or 0))
         digest = hashlib.sha256()
         for tensor in self._tensors.values():
-            digest.update(tensor.index_select(0, rows).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            for part in _dense_parts(rows_of(tensor, rows)):
+                digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in self._tensors.items()}
         return {"kind": "tensors", "tensors": shapes, "sample": digest.hexdigest()}
 
     def _split(self, first: int, last: int, size: int) -> Iterator[Any]:
         inputs = self._inputs
         if isinstance(inputs, Tensor):
-            return iter(torch.split(inputs[first:last], size))
+            return _cut(inputs, first, last, size)
         if isinstance(inputs, tuple):
-            return zip(*(torch.split(tensor[first:last], size) for tensor in inputs), strict=True)
+            return zip(*(_cut(tensor, first, last, size) for tensor in inputs), strict=True)
         names = tuple(inputs)
-        columns = zip(*(torch.split(tensor[first:last], size) for tensor in inputs.values()), strict=True)
+        columns = zip(*(_cut(tensor, first, last, size) for tensor in inputs.values()), strict=True)
         return (dict(zip(names, parts, strict=True)) for parts in columns)
 
 
@@ -154,6 +156,19 @@ class TableSource:
 def sample_numbers(num_records: int) -> npt.NDArray[np.int64]:
     """Up to 64 record numbers, spread evenly, the first and the last among them."""
     return np.unique(np.linspace(0, num_records - 1, min(64, num_records)).astype(np.int64))
+
+
+def _cut(tensor: Tensor, first: int, last: int, size: int) -> Iterator[Tensor]:
+    if tensor.layout is torch.strided:
+        return iter(torch.split(tensor[first:last], size))
+    return (rows_of(tensor, slice(start, min(start + size, last))) for start in range(first, last, size))
+
+
+def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """What a tensor is made of in memory."""
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    return tensor.crow_indices(), tensor.col_indices(), tensor.values()
 
 
 def _named(inputs: TensorInputs, targets: Tensor | None, weights: Tensor | None) -> dict[str, Tensor]:

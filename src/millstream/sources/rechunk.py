@@ -19,6 +19,7 @@ from torch import Tensor
 
 from millstream.contracts import Chunk, Inputs, Position, Rejection, map_tensors
 from millstream.errors import DataError, SettingError
+from millstream.rows import join_rows, rows_of
 
 __all__ = [
     "Piece",
@@ -196,7 +197,7 @@ def take_rows(inputs: Inputs, rows: Places) -> Inputs:
     if isinstance(inputs, pa.RecordBatch):
         return inputs.take(pa.array(rows))
     index = torch.from_numpy(rows)
-    taken: Inputs = map_tensors(inputs, lambda value: value.index_select(0, index))
+    taken: Inputs = map_tensors(inputs, lambda value: rows_of(value, index))
     return taken
 
 
@@ -222,7 +223,7 @@ def check_place(position: Position, num_places: int | None, name: str) -> int:
 def _slice_rows(inputs: Inputs, low: int, high: int) -> Inputs:
     if isinstance(inputs, pa.RecordBatch):
         return inputs.slice(low, high - low)
-    rows: Inputs = map_tensors(inputs, lambda value: value[low:high])
+    rows: Inputs = map_tensors(inputs, lambda value: rows_of(value, slice(low, high)))
     return rows
 
 
@@ -240,10 +241,10 @@ def _join_inputs(parts: list[Any]) -> Inputs:
         batches = pa.Table.from_batches(parts).combine_chunks().to_batches()
         return batches[0] if batches else first
     if isinstance(first, dict):
-        return {name: torch.cat([part[name] for part in parts]) for name in first}
+        return {name: join_rows([part[name] for part in parts]) for name in first}
     if isinstance(first, tuple):
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-    return torch.cat(parts)
+        return tuple(join_rows(column) for column in zip(*parts, strict=True))
+    return join_rows(parts)
 
 
 def _join_tensors(parts: list[Tensor | None], chunks: Sequence[Chunk], fill: float) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Activations and their slopes, element by element, as torch.nn.functional states them."""
+"""Functions of one number and their slopes, element by element: activations as torch.nn.functional states them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from millstream.engines.kernels.compiled import compiled
 
 __all__ = [
-    *("ELU", "GELU", "IDENTITY", "LEAKY_RELU", "RELU", "SIGMOID", "SILU", "SOFTPLUS", "TANH"),
+    *("ELU", "GELU", "LEAKY_RELU", "RECIPROCAL", "RELU", "SCALE", "SHIFT", "SIGMOID", "SILU", "SOFTPLUS", "TANH"),
     *("activate", "times_slope"),
 ]
 
-IDENTITY, RELU, LEAKY_RELU, TANH, SIGMOID, SILU, GELU, ELU, SOFTPLUS = range(9)
+RELU, LEAKY_RELU, TANH, SIGMOID, SILU, GELU, ELU, SOFTPLUS, SCALE, SHIFT, RECIPROCAL = range(11)
 
 
 @compiled
@@ -21,10 +21,7 @@ def activate(kind: Any, argument: Any, z: Any, out: Any) -> Any:
     n = z.shape[0]
     a = z.dtype.type(argument)
     one, zero, half = z.dtype.type(1), z.dtype.type(0), z.dtype.type(0.5)
-    if kind == IDENTITY:
-        for i in range(n):
-            out[i] = z[i]
-    elif kind == RELU:
+    if kind == RELU:
         for i in range(n):
             out[i] = zero if z[i] <= zero else z[i]  # NaN stays NaN, as in torch
     elif kind == LEAKY_RELU:
@@ -45,6 +42,15 @@ def activate(kind: Any, argument: Any, z: Any, out: Any) -> Any:
     elif kind == ELU:
         for i in range(n):
             out[i] = z[i] if z[i] > zero else a * math.expm1(z[i])
+    elif kind == SCALE:
+        for i in range(n):
+            out[i] = a * z[i]
+    elif kind == SHIFT:
+        for i in range(n):
+            out[i] = a + z[i]
+    elif kind == RECIPROCAL:
+        for i in range(n):
+            out[i] = one / z[i]
     else:
         for i in range(n):
             out[i] = z[i] if z[i] * a > 20 else math.log1p(math.exp(z[i] * a)) / a
@@ -79,6 +85,12 @@ def times_slope(kind: Any, argument: Any, z: Any, out: Any, gradient: Any) -> An
     elif kind == ELU:
         for i in range(n):
             gradient[i] *= one if z[i] > zero else out[i] + a
+    elif kind == SCALE:
+        for i in range(n):
+            gradient[i] *= a
+    elif kind == RECIPROCAL:
+        for i in range(n):
+            gradient[i] *= -out[i] * out[i]
     elif kind == SOFTPLUS:
         for i in range(n):
             gradient[i] *= one if z[i] * a > 20 else one / (one + math.exp(-z[i] * a))

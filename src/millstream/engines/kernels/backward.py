@@ -6,9 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from millstream.engines.kernels import activations, convolution, dense, embedding, norms, pooling, rows
+from millstream.engines.kernels import (
+    activations,
+    columns,
+    convolution,
+    dense,
+    elements,
+    embedding,
+    norms,
+    pooling,
+    rows,
+)
 from millstream.engines.kernels.compiled import compiled, copy, inlined, matrix, view
-from millstream.engines.kernels.forward import vector_of
+from millstream.engines.kernels.forward import columns_of, vector_of
 from millstream.engines.kernels.layout import (
     ACTIVATION,
     ADD,
@@ -32,6 +42,8 @@ from millstream.engines.kernels.layout import (
     LAYER_NORM,
     LINEAR,
     MAX_POOL,
+    MULTIPLY,
+    MULTIPLY_PARAMETER,
     OTHER,
     OTHER_SLOPE,
     OUTER,
@@ -43,6 +55,8 @@ from millstream.engines.kernels.layout import (
     SCRATCH,
     SECOND_SCRATCH,
     SPARSE,
+    SUM,
+    TAKE,
     VECTOR,
     WEIGHT,
 )
@@ -79,18 +93,21 @@ def backward(network: Any, turn: Any, like: Any) -> Any:
         slope = view(slopes[turn, source], sizes[source], like)
         x = view(values[turn, source], sizes[source], like)
         if kind == LINEAR:
-            total += _linear_back(operation, parameters_of(network), delta, x, slope, like)
+            total += _linear_back(operation, network, turn, delta, x, slope, like)
         elif kind == ACTIVATION:
             y = view(values[turn, output], sizes[output], like)
             _activation_back(operation, argument_of(network, p), x, y, delta, slope, room_of(network, 0, like))
         elif kind == EMBEDDING:
             total += _embedding_back(operation, network, turn, delta, room_of(network, 0, like), like)
         elif kind == DROPOUT:
-            _dropout_back(delta, view(operation[SCRATCH], sizes[output], like), slope, how)
+            if how >= 0:
+                elements.multiply_back(delta, view(operation[SCRATCH], sizes[output], like), slope, how == ADDS)
         elif kind == CONVOLUTION or kind == MAX_POOL or kind == AVERAGE_POOL:
             _spatial_back(p, network, delta, slope, like)
         elif kind == LAYER_NORM or kind == RMS_NORM:
             _norm_back(operation, parameters_of(network), delta, slope, like)
+        elif kind == MULTIPLY or kind == MULTIPLY_PARAMETER or kind == TAKE or kind == SUM:
+            _elements_back(p, network, turn, delta, x, slope, like)
         else:
             _pass_on(delta, slope, how)
             if kind == ADD:
@@ -144,14 +161,15 @@ def _activation_back(operation: Any, argument: Any, x: Any, y: Any, delta: Any, 
 
 
 @inlined
-def _linear_back(operation: Any, parameters: Any, delta: Any, x: Any, slope: Any, like: Any) -> Any:
+def _linear_back(operation: Any, network: Any, turn: Any, delta: Any, x: Any, slope: Any, like: Any) -> Any:
     """The slope of the inputs, and the squared norm of those gradients that are never made."""
+    parameters = parameters_of(network)
     weight, bias = operation[WEIGHT], operation[BIAS]
     total, squared_delta, squared_input = 0.0, 0.0, 0.0
     for o in range(delta.shape[0]):
         squared_delta += np.float64(delta[o]) * delta[o]
     form = parameters[weight, FORM]
-    if form == OUTER:
+    if form == OUTER or form == SPARSE:
         for i in range(x.shape[0]):
             squared_input += np.float64(x[i]) * x[i]
         if squared_delta != 0:
@@ -160,8 +178,11 @@ def _linear_back(operation: Any, parameters: Any, delta: Any, x: Any, slope: Any
             for i in range(x.shape[0]):
                 total += 0.0 if abs(x[i]) < np.inf else np.inf
     elif form == DENSE:
-        gradient = matrix(parameters[weight, GRADIENT], delta.shape[0], x.shape[0], like)
-        dense.add_outer(delta, x, gradient)
+        gradient = matrix(parameters[weight, GRADIENT], delta.shape[0], parameters[weight, COLUMNS], like)
+        if operation[OTHER] >= 0:
+            columns.add_outer(columns_of(operation, network, turn), x, delta, gradient)
+        else:
+            dense.add_outer(delta, x, gradient)
     if bias >= 0 and parameters[bias, FORM] == VECTOR:
         total += like.dtype.type(squared_delta)
     elif bias >= 0 and parameters[bias, FORM] == DENSE:
@@ -180,23 +201,38 @@ def _embedding_back(operation: Any, network: Any, turn: Any, delta: Any, room: A
     ids = view(values[turn, source], sizes[source], sizes)
     factors = view(values[turn, max(other, 0)], sizes[other] if other >= 0 else 0, like)
     how, nothing = operation[CODE], operation[EXTRA]
-    columns = parameters[weight, COLUMNS]
+    size = parameters[weight, COLUMNS]
     if parameters[weight, FORM] == SPARSE:
         gathers = operation[SCRATCH] != 0
-        return embedding.squared_norm_of_rows(how, ids, factors, nothing, delta, gathers, room[:columns])
-    gradient = matrix(parameters[weight, GRADIENT], parameters[weight, ROWS], columns, like)
+        return embedding.squared_norm_of_rows(how, ids, factors, nothing, delta, gathers, room[:size])
+    gradient = matrix(parameters[weight, GRADIENT], parameters[weight, ROWS], size, like)
     embedding.add_rows(how, ids, factors, nothing, delta, gradient)
     return like.dtype.type(0)
 
 
 @compiled
-def _dropout_back(delta: Any, scales: Any, slope: Any, how: Any) -> Any:
-    if how == OVERWRITES:
-        for i in range(delta.shape[0]):
-            slope[i] = delta[i] * scales[i]
-    elif how == ADDS:
-        for i in range(delta.shape[0]):
-            slope[i] += delta[i] * scales[i]
+def _elements_back(p: Any, network: Any, turn: Any, delta: Any, x: Any, slope: Any, like: Any) -> Any:
+    """Products, and elements that are taken or summed up."""
+    operation, sizes = operations_of(network)[p], sizes_of(network)
+    kind, how, other = operation[KIND], operation[INPUT_SLOPE], operation[OTHER]
+    if kind == MULTIPLY:
+        factors = view(values_of(network)[turn, other], sizes[other], like)
+        if how >= 0:
+            elements.multiply_back(delta, factors, slope, how == ADDS)
+        if operation[OTHER_SLOPE] >= 0:
+            of_other = view(slopes_of(network)[turn, other], sizes[other], like)
+            elements.multiply_back(delta, x, of_other, operation[OTHER_SLOPE] == ADDS)
+    elif kind == MULTIPLY_PARAMETER:
+        parameters = parameters_of(network)
+        gradient = vector_of(operation[WEIGHT], parameters, GRADIENT, like)
+        if how >= 0:
+            elements.multiply_back(delta, vector_of(operation[WEIGHT], parameters, PLACE, like), slope, how == ADDS)
+        if gradient.shape[0]:
+            elements.multiply_back(delta, x, gradient, bool(1))
+    elif how >= 0 and kind == TAKE:
+        elements.take_back(delta, view(operation[SCRATCH], delta.shape[0], sizes), slope, how == ADDS)
+    elif how >= 0:
+        elements.sum_up_back(delta, operation[CODE], argument_of(network, p), slope, how == ADDS)
 
 
 @compiled

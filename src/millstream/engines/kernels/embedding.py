@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from millstream.engines.kernels.compiled import compiled
 from millstream.engines.kernels.layout import BAG_MEAN, EACH
 from millstream.engines.kernels.steps import RATE, SGD, SIGN, step
@@ -89,10 +91,19 @@ def squared_norm_of_rows(
     kind = delta.dtype.type
     share = _share(how, ids_K, nothing, kind)
     total = kind(0)
-    if not gathers and not factors_K.shape[0]:
+    if not gathers:
+        squared_delta, squared_factors = 0.0, 1.0 * ids_K.shape[0]
         for i in range(delta.shape[0]):
-            total += delta[i] * delta[i]
-        return total if how == EACH else total * share * share * kind(ids_K.shape[0])
+            squared_delta += np.float64(delta[i]) * delta[i]
+        if how == EACH:
+            return kind(squared_delta)
+        if factors_K.shape[0]:
+            squared_factors = 0.0
+            for k in range(ids_K.shape[0]):
+                squared_factors += np.float64(factors_K[k]) * factors_K[k] if ids_K[k] != nothing else 0.0
+        bound = squared_delta * squared_factors * np.float64(share) * share
+        if bound > 0 and bound < np.inf:  # else its factors may be beyond what a square can be
+            return kind(bound)
     for k in range(ids_K.shape[0]):
         if ids_K[k] != nothing and _gradient_of(how, k, share, ids_K, factors_K, delta, kind(1), gathers, gradient_E):
             for e in range(gradient_E.shape[0]):

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from millstream.engines.kernels import activations, convolution, embedding, masks, norms, pooling, rows
+from millstream.engines.kernels import (
+    activations,
+    columns,
+    convolution,
+    elements,
+    embedding,
+    masks,
+    norms,
+    pooling,
+    rows,
+)
 from millstream.engines.kernels.compiled import compiled, copy, inlined, matrix, view
 from millstream.engines.kernels.layout import (
     ACTIVATION,
@@ -28,6 +38,8 @@ from millstream.engines.kernels.layout import (
     LAYER_NORM,
     LINEAR,
     MAX_POOL,
+    MULTIPLY,
+    MULTIPLY_PARAMETER,
     OTHER,
     OUTER,
     OUTPUT,
@@ -36,7 +48,8 @@ from millstream.engines.kernels.layout import (
     ROWS,
     SCRATCH,
     SECOND_SCRATCH,
-    VECTOR,
+    SUM,
+    TAKE,
     WEIGHT,
 )
 from millstream.engines.kernels.tables import (
@@ -44,14 +57,13 @@ from millstream.engines.kernels.tables import (
     geometry_of,
     operations_of,
     parameters_of,
-    room_of,
     sizes_of,
     slopes_of,
     values_of,
 )
-from millstream.engines.kernels.updates import step_matrix, step_vector
+from millstream.engines.kernels.updates import step_bias, step_matrix
 
-__all__ = ["add", "forward", "vector_of"]
+__all__ = ["columns_of", "forward", "vector_of"]
 
 
 @compiled
@@ -79,13 +91,21 @@ def forward(first: Any, network: Any, turn: Any, pending: Any, training: Any, ke
             _spatial(p, network, x, out, like)
         elif kind == LAYER_NORM or kind == RMS_NORM:
             _norm(operation, network, argument_of(network, p), x, out, like)
+        elif kind == TAKE:
+            elements.take(x, view(operation[SCRATCH], out.shape[0], sizes), out)
+        elif kind == SUM:
+            elements.sum_up(x, operation[CODE], argument_of(network, p), out)
         else:
             for i in range(out.shape[0]):
                 out[i] = x[i]
             if kind == ADD:
-                add(view(values[turn, operation[OTHER]], sizes[output], like), out)
+                elements.add(view(values[turn, operation[OTHER]], sizes[output], like), out)
+            elif kind == MULTIPLY:
+                elements.multiply(view(values[turn, operation[OTHER]], sizes[output], like), out)
             elif kind == ADD_PARAMETER:
-                add(view(parameters_of(network)[operation[WEIGHT], PLACE], sizes[output], like), out)
+                elements.add(view(parameters_of(network)[operation[WEIGHT], PLACE], sizes[output], like), out)
+            elif kind == MULTIPLY_PARAMETER:
+                elements.multiply(view(parameters_of(network)[operation[WEIGHT], PLACE], sizes[output], like), out)
 
 
 @inlined
@@ -101,16 +121,23 @@ def _linear(operation: Any, network: Any, turn: Any, pending: Any, x: Any, out: 
     if bias < 0:
         out[:] = 0
     else:
-        if pending and parameters[bias, FORM] == VECTOR:
-            gradient = room_of(network, 0, like)[: out.shape[0]]
-            copy(delta, gradient)
-            step_vector(bias, network, gradient, like)
+        if pending:
+            step_bias(operation, network, delta, like)
         copy(view(parameters[bias, PLACE], out.shape[0], like), out)
     if pending and parameters[weight, FORM] == OUTER:
         before = view(values[1 - turn, source], sizes[source], like)
         step_matrix(weight, network, delta, before, x, out, like)
+    elif operation[OTHER] >= 0:
+        columns.forward(parameters[weight], columns_of(operation, network, turn), x, out)
     else:
         rows.forward(parameters[weight, PLACE], x, out)
+
+
+@inlined
+def columns_of(operation: Any, network: Any, turn: Any) -> Any:
+    """The columns of the sparse row that a Linear reads."""
+    named = operation[OTHER]
+    return view(values_of(network)[turn, named], sizes_of(network)[named], network)
 
 
 @compiled
@@ -172,10 +199,3 @@ def vector_of(parameter: Any, parameters: Any, column: Any, like: Any) -> Any:
     if parameter < 0 or parameters[parameter, column] == 0:
         return view(0, 0, like)
     return view(parameters[parameter, column], parameters[parameter, ROWS] * parameters[parameter, COLUMNS], like)
-
-
-@inlined
-def add(inputs: Any, out: Any) -> Any:
-    """out += inputs."""
-    for i in range(out.shape[0]):
-        out[i] += inputs[i]

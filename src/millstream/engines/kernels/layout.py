@@ -17,7 +17,7 @@ __all__ = [
         "EMBEDDING",
         "LAYER_NORM",
     ),
-    *("LINEAR", "MAX_POOL", "RMS_NORM"),
+    *("LINEAR", "MAX_POOL", "MULTIPLY", "MULTIPLY_PARAMETER", "RMS_NORM", "SUM", "TAKE"),
     *("BIAS", "CODE", "EXTRA", "INPUT", "INPUT_SLOPE", "KIND", "NUM_OPERATION_COLUMNS", "OTHER", "OTHER_SLOPE"),
     *("OUTPUT", "SCRATCH", "SECOND_SCRATCH", "WEIGHT"),
     *("COLUMNS", "FIRST", "FORM", "GRADIENT", "NUM_PARAMETER_COLUMNS", "PLACE", "ROWS", "SECOND", "THIRD"),
@@ -40,9 +40,15 @@ __all__ = [
     CONVOLUTION,
     MAX_POOL,
     AVERAGE_POOL,
-) = range(12)
+    MULTIPLY,
+    MULTIPLY_PARAMETER,
+    TAKE,
+    SUM,
+) = range(16)
 
 # Columns of an operation. INPUT, OTHER and OUTPUT are values; WEIGHT and BIAS parameters; −1: there is none.
+# Of an embedding INPUT is its ids and OTHER their weights. A Linear that has OTHER reads sparse rows: INPUT is their
+# numbers and OTHER the columns of these.
 (
     KIND,
     INPUT,
@@ -52,8 +58,8 @@ __all__ = [
     BIAS,
     INPUT_SLOPE,
     OTHER_SLOPE,
-    CODE,  # activation, number of the dropout call, how an embedding sums, row of the geometry, first element of a copy
-    EXTRA,  # the id that stands for nothing, whether padding counts, whether other values are added up
+    CODE,  # activation, number of the dropout call, how an embedding sums, number of vectors in a norm, length of a sum
+    EXTRA,  # the id that stands for nothing, what a draw must reach to be kept, whether padding counts in an average
     SCRATCH,
     SECOND_SCRATCH,
 ) = range(12)
@@ -66,7 +72,7 @@ UNWANTED, OVERWRITES, ADDS = -1, 0, 1
 PLACE, FIRST, SECOND, THIRD, ROWS, COLUMNS, FORM, GRADIENT = range(8)
 NUM_PARAMETER_COLUMNS = 8
 
-# Forms of a gradient: none; δ xᵀ of one Linear, applied later; δ itself, applied later; a matrix; some rows.
+# Forms of a gradient: none; δ xᵀ of one Linear, applied later; δ itself, applied later; a matrix; some rows or columns.
 FROZEN, OUTER, VECTOR, DENSE, SPARSE = range(5)
 
 # How an embedding puts its rows together.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from millstream.engines.kernels import blocks
+from millstream.engines.kernels import blocks, columns
 from millstream.engines.kernels.backward import backward
 from millstream.engines.kernels.compiled import borrowed, compiled, copy, inlined, is_compiled_before, view
 from millstream.engines.kernels.forward import forward
@@ -25,12 +25,12 @@ from millstream.engines.kernels.layout import (
     INPUT,
     KIND,
     LINEAR,
+    OTHER,
     OUTER,
     OUTPUT,
     PLACE,
     ROWS,
     SPARSE,
-    VECTOR,
     WEIGHT,
 )
 from millstream.engines.kernels.losses import CROSS_ENTROPY, cross_entropy, loss_of_numbers
@@ -72,7 +72,7 @@ from millstream.engines.kernels.tables import (
     values_of,
     weight_of,
 )
-from millstream.engines.kernels.updates import step_matrix, step_rows_of, step_vector
+from millstream.engines.kernels.updates import step_bias, step_columns_of, step_matrix, step_rows_of, step_vector
 from millstream.engines.kernels.vectors import count_tiny_as_zero, prefetch, restore_tiny
 
 __all__ = ["answer", "is_kept", "learn"]
@@ -86,14 +86,19 @@ def is_kept() -> bool:
 @inlined
 def _look_at(n: Any, turn: Any, network: Any) -> Any:
     """Record n becomes the one whose inputs lie at ``turn``."""
-    values, inputs_J = values_of(network), inputs_of(network)
+    values, sizes, inputs_J = values_of(network), sizes_of(network), inputs_of(network)
     for j in range(inputs_J.shape[0]):
-        values[turn, inputs_J[j, 0]] = inputs_J[j, 1] + n * inputs_J[j, 2]
+        value, place = inputs_J[j, 0], n
+        if inputs_J[j, 3] != 0:  # a sparse row
+            edges = view(inputs_J[j, 3], n + 2, network)
+            place = edges[n]
+            sizes[value] = edges[n + 1] - place
+        values[turn, value] = inputs_J[j, 1] + place * inputs_J[j, 2]
 
 
 @compiled
-def _ask_for_rows(network: Any, turn: Any, like: Any) -> Any:
-    """The rows of tables that the next record will need start on their way from memory."""
+def _ask_for_rows(next_n: Any, network: Any, turn: Any, like: Any) -> Any:
+    """The rows of tables and the columns of weights that the next record needs start on their way from memory."""
     operations, parameters, values, inputs_J = (
         operations_of(network),
         parameters_of(network),
@@ -102,11 +107,16 @@ def _ask_for_rows(network: Any, turn: Any, like: Any) -> Any:
     )
     for p in range(operations.shape[0]):
         operation = operations[p]
-        if operation[KIND] != EMBEDDING:
+        is_sparse = operation[KIND] == LINEAR and operation[OTHER] >= 0
+        if operation[KIND] != EMBEDDING and not is_sparse:
             continue
-        source, row = operation[INPUT], parameters[operation[WEIGHT]]
+        source, row = operation[OTHER if is_sparse else INPUT], parameters[operation[WEIGHT]]
         for j in range(inputs_J.shape[0]):
-            if inputs_J[j, 0] == source:
+            if inputs_J[j, 0] == source and is_sparse:
+                edges = view(inputs_J[j, 3], next_n + 2, network)
+                first, last = edges[next_n], edges[next_n + 1]
+                columns.ask_for(row, view(inputs_J[j, 1] + first * inputs_J[j, 2], last - first, network), like)
+            elif inputs_J[j, 0] == source:
                 ids_K = view(values[turn, source] + inputs_J[j, 2], sizes_of(network)[source], network)
                 size = row[COLUMNS] * like.itemsize
                 for k in range(ids_K.shape[0]):
@@ -152,7 +162,7 @@ def _learn(network: Any, parameter: Any, smoothing: Any, clip_norm: Any, like: A
         turn = np.int64(n & 1)
         _look_at(n, turn, network)
         if network[HAS_ROWS] != 0 and n + 1 < losses_N.shape[0]:
-            _ask_for_rows(network, turn, like)
+            _ask_for_rows(n + 1, network, turn, like)
         if is_blocked:
             _first_of_block(n, network, turn, pending, like)
         key = key_of(network, n)
@@ -228,17 +238,15 @@ def _first_delta(network: Any, like: Any) -> Any:
 @compiled
 def _first_of_block(n: Any, network: Any, turn: Any, pending: Any, like: Any) -> Any:
     """The first layer of record n, whose weights are where they were before the block."""
-    operation, parameters = operations_of(network)[0], parameters_of(network)
+    operation = operations_of(network)[0]
     bias, num_out = operation[BIAS], sizes_of(network)[operation[OUTPUT]]
     out = view(values_of(network)[turn, operation[OUTPUT]], num_out, like)
     if bias < 0:
         out[:] = 0
     else:
-        if pending and parameters[bias, FORM] == VECTOR:
-            gradient = room_of(network, 0, like)[:num_out]
-            copy(view(slopes_of(network)[1 - turn, operation[OUTPUT]], num_out, like), gradient)
-            step_vector(bias, network, gradient, like)
-        copy(view(parameters[bias, PLACE], num_out, like), out)
+        if pending:
+            step_bias(operation, network, view(slopes_of(network)[1 - turn, operation[OUTPUT]], num_out, like), like)
+        copy(view(parameters_of(network)[bias, PLACE], num_out, like), out)
     blocks.add_first_layer(
         n,
         block_matrix(network[FROM_WEIGHTS], network, num_out, like),
@@ -271,10 +279,13 @@ def _take_steps(network: Any, turn: Any, scale: Any, like: Any) -> Any:
     )
     for p in range(operations.shape[0]):
         operation = operations[p]
-        if operation[KIND] == LINEAR and scale != 1:
-            delta = view(slopes[turn, operation[OUTPUT]], sizes[operation[OUTPUT]], like)
-            for i in range(delta.shape[0]):
-                delta[i] *= scale
+        if operation[KIND] == LINEAR:
+            if scale != 1:
+                delta = view(slopes[turn, operation[OUTPUT]], sizes[operation[OUTPUT]], like)
+                for i in range(delta.shape[0]):
+                    delta[i] *= scale
+            if parameters[operation[WEIGHT], FORM] == SPARSE:
+                step_columns_of(operation, network, turn, like)
         elif operation[KIND] == EMBEDDING and parameters[operation[WEIGHT], FORM] == SPARSE:
             step_rows_of(operation, network, turn, scale, like)
     for q in range(parameters.shape[0]):
@@ -300,12 +311,9 @@ def _flush(network: Any, turn: Any, is_blocked: Any, like: Any) -> Any:
         operation = operations[p]
         if operation[KIND] != LINEAR:
             continue
-        source, weight, bias = operation[INPUT], operation[WEIGHT], operation[BIAS]
+        source, weight = operation[INPUT], operation[WEIGHT]
         delta = view(slopes[turn, operation[OUTPUT]], sizes[operation[OUTPUT]], like)
-        if bias >= 0 and parameters[bias, FORM] == VECTOR:
-            gradient = room_of(network, 0, like)[: delta.shape[0]]
-            copy(delta, gradient)
-            step_vector(bias, network, gradient, like)
+        step_bias(operation, network, delta, like)
         if parameters[weight, FORM] == OUTER and not (is_blocked and p == 0):
             x = view(values[turn, source], sizes[source], like)
             step_matrix(weight, network, delta, x, x, room_of(network, 1, like)[: delta.shape[0]], like)

@@ -30,7 +30,15 @@ __all__ = [
         "LOSSES",
         "NUMBERS",
     ),
-    *("NUM_ALL_DIALS", "NUM_CLASS_WEIGHTS", "NUM_INPUTS", "NUM_OPERATIONS", "NUM_PARAMETERS", "NUM_RECORDS"),
+    *(
+        "NUM_ALL_DIALS",
+        "NUM_CLASS_WEIGHTS",
+        "NUM_INPUTS",
+        "NUM_INPUT_COLUMNS",
+        "NUM_OPERATIONS",
+        "NUM_PARAMETERS",
+        "NUM_RECORDS",
+    ),
     *("NUM_TABLES", "NUM_VALUES", "OPERATIONS", "OPTIMIZER", "OUTPUTS", "PARAMETERS", "PRODUCTS", "ROOM"),
     *("ROOM_WIDTH", "SCORES_IN_TRAINING", "SIZES", "SKIPPED", "SLOPES", "TERMS", "VALUES", "WEIGHTS"),
     *("block_matrix", "coefficients_of", "key_of", "losses_of", "outputs_of", "skipped_of", "weight_of"),
@@ -80,9 +88,10 @@ __all__ = [
     PRODUCTS,
     DELTA,
     COEFFICIENTS,
-    HAS_ROWS,  # whether there are embeddings, whose rows are better asked for early
+    HAS_ROWS,  # whether there are embeddings or sparse rows, for which weights are better asked for early
 ) = range(40)
 NUM_TABLES = 40
+NUM_INPUT_COLUMNS = 4
 _FLOATS, _BYTES = np.zeros(0), np.zeros(0, np.uint8)
 
 
@@ -130,8 +139,10 @@ def sizes_of(network: Any) -> Any:
 
 @inlined
 def inputs_of(network: Any) -> Any:
-    """(J, 3): value, address of the first record, bytes from one record to the next."""
-    return matrix(network[INPUTS], network[NUM_INPUTS], 3, network)
+    """(J, 4): value, address of the first record, bytes from one record to the next, 0; of sparse rows their numbers
+    take the place of records, and the last is the address of where each row begins among them.
+    """
+    return matrix(network[INPUTS], network[NUM_INPUTS], NUM_INPUT_COLUMNS, network)
 
 
 @inlined

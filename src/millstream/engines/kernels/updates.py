@@ -1,16 +1,18 @@
-"""Steps of whole parameters: of a vector, of a matrix on the way forward, of the rows that an embedding looked up."""
+"""Steps of whole parameters: of a vector, of a matrix on the way forward, of those rows or columns that occur."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from millstream.engines.kernels import dense, embedding
-from millstream.engines.kernels.compiled import compiled, inlined, matrix, view
+from millstream.engines.kernels import columns, dense, embedding
+from millstream.engines.kernels.compiled import compiled, copy, inlined, matrix, view
 from millstream.engines.kernels.layout import (
+    BIAS,
     CODE,
     COLUMNS,
     EXTRA,
     FIRST,
+    FORM,
     INPUT,
     OTHER,
     OUTPUT,
@@ -19,6 +21,7 @@ from millstream.engines.kernels.layout import (
     SCRATCH,
     SECOND,
     THIRD,
+    VECTOR,
     WEIGHT,
 )
 from millstream.engines.kernels.steps import MOMENTUM, RATE, SGD, SIGN, is_plain, prepare, step
@@ -34,7 +37,7 @@ from millstream.engines.kernels.tables import (
     values_of,
 )
 
-__all__ = ["step_matrix", "step_rows_of", "step_vector"]
+__all__ = ["step_bias", "step_columns_of", "step_matrix", "step_rows_of", "step_vector"]
 
 
 @inlined
@@ -72,6 +75,16 @@ def _any_step_vector(parameter: Any, network: Any, gradient: Any, like: Any) -> 
 
 
 @inlined
+def step_bias(operation: Any, network: Any, delta: Any, like: Any) -> Any:
+    """The bias of a Linear takes the step that the record before left pending, if it is stepped in this way."""
+    bias = operation[BIAS]
+    if bias >= 0 and parameters_of(network)[bias, FORM] == VECTOR:
+        gradient = room_of(network, 0, like)[: delta.shape[0]]
+        copy(delta, gradient)
+        step_vector(bias, network, gradient, like)
+
+
+@inlined
 def step_matrix(parameter: Any, network: Any, delta: Any, before: Any, inputs: Any, out: Any, like: Any) -> Any:
     """A matrix takes the step that the record before left pending, then multiplies the inputs of this one."""
     optimizer, dials, counts, terms = (
@@ -85,6 +98,26 @@ def step_matrix(parameter: Any, network: Any, delta: Any, before: Any, inputs: A
         prepare(optimizer, dials, counts[parameter], terms)
     row, room = parameters_of(network)[parameter], room_of(network, 0, like)
     dense.step_and_forward(optimizer, row, delta, before, inputs, out, dials, terms, room)
+
+
+@compiled
+def step_columns_of(operation: Any, network: Any, turn: Any, like: Any) -> Any:
+    """The columns of a Linear's weights that a sparse row names take one step."""
+    values, sizes, counts, terms = values_of(network), sizes_of(network), counts_of(network), terms_of(network)
+    weight, numbers, named, output = operation[WEIGHT], operation[INPUT], operation[OTHER], operation[OUTPUT]
+    optimizer, dials = network[OPTIMIZER], dials_of(network, weight)
+    counts[weight] += 1
+    prepare(optimizer, dials, counts[weight], terms)
+    columns.step_columns(
+        optimizer,
+        parameters_of(network)[weight],
+        view(values[turn, named], sizes[named], sizes),
+        view(values[turn, numbers], sizes[numbers], like),
+        view(slopes_of(network)[turn, output], sizes[output], like),
+        dials,
+        terms,
+        room_of(network, 0, like),
+    )
 
 
 @compiled
