@@ -37,6 +37,9 @@ class Phase:
     updates: int = 0
     skipped: int = 0
     rejected: int = 0
+    learned: int = 0  # records; fewer than were read where labels are late
+    by_reference: int = 0  # records that the engine left to the reference
+    reason: str = ""  # the first one why
     seconds: float = 0.0  # a clock, so not a part of what resumes bit for bit
     finished: bool = False
 
@@ -58,6 +61,23 @@ class Phase:
         if scored is not None:
             self.updates += scored.num_updates
             self.skipped += len(scored.skipped)
+            self.learned += scored.num_learned
+            if scored.by_reference and scored.num_learned:
+                self.by_reference += scored.num_learned
+                self.reason = self.reason or scored.by_reference
+
+    def engine(self, name: str) -> str:
+        """Which engine computed the updates, where ``name`` is the one that was to.
+
+        >>> phase = Phase("learn", 1, 1, False, 512, None, {}, {}, learned=9, by_reference=2, reason="a label of -100")
+        >>> phase.engine("fused")
+        'fused (2 of 9 records by the reference: a label of -100)'
+        """
+        if not self.by_reference:
+            return name
+        if self.by_reference == self.learned:
+            return "reference"
+        return f"{name} ({self.by_reference:,} of {self.learned:,} records by the reference: {self.reason})"
 
     def line(self, learning_rate: float, metrics: dict[str, float]) -> dict[str, Any]:
         """How it stands, as a line of metrics.jsonl."""

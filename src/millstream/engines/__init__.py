@@ -3,7 +3,7 @@
 from millstream.engines.choice import NAMES, choose, explain
 from millstream.engines.fused import FusedEngine
 from millstream.engines.reference import ReferenceEngine
-from millstream.engines.rule import UpdateRule, step_after_epoch
+from millstream.engines.rule import UpdateRule, parameter_of, step_after_epoch
 from millstream.engines.updater import Updater, compile
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "choose",
     "compile",
     "explain",
+    "parameter_of",
     "step_after_epoch",
 ]
