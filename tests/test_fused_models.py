@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from millstream import losses
 from millstream.contracts import Chunk, Inputs
 from millstream.engines import FusedEngine, ReferenceEngine, UpdateRule
+from millstream.errors import DataError
 from test_fused import OPTIMIZERS, assert_equal, both_learn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch's own Adagrad
@@ -307,7 +308,7 @@ def test_ids_out_of_range_are_refused_and_change_nothing() -> None:
     for wrong in (-1, 7, 10**12):
         bad = ids.clone()
         bad[0, 8] = wrong
-        with pytest.raises((IndexError, RuntimeError)):
+        with pytest.raises(DataError, match=f"id {wrong} at position 0 for a table of 7 rows"):
             fused.learn(Chunk({**inputs, "ids": bad}, torch.zeros(4, dtype=torch.int64)), 1)
     assert all(torch.equal(value, before[name]) for name, value in fused.rule.model.state_dict().items())
 

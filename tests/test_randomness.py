@@ -18,6 +18,7 @@ from millstream.engines import ReferenceEngine, UpdateRule
 from millstream.engines.dropout import KeyedDropout
 from millstream.engines.kernels import masks
 from millstream.engines.randomness import keep, key, keys, scale_of, threshold_of
+from millstream.errors import LearningError
 
 seeds = st.integers(-(2**31), 2**63)
 places = st.lists(st.integers(0, 2**62), min_size=1, max_size=5)
@@ -222,7 +223,7 @@ def test_modules_are_as_before_also_after_an_error() -> None:
     model, _ = model_with(nn.Dropout(0.5))
     x, y = records(4)
     engine_of(model).learn(Chunk(x, y), 2)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(LearningError, match="shapes cannot be multiplied"):
         engine_of(model).learn(Chunk(x[:, :2], y), 2)
     assert not any("forward" in vars(part) for part in model.modules())
     torch.manual_seed(5)

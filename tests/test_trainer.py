@@ -110,8 +110,12 @@ def phase(trainer: Trainer, kind: str, resume: bool) -> Iterator[Step]:
             table(), kind="fit", update_size=64, epochs=2, shuffle=True, validation=table(300, 1), resume=resume
         )
     return trainer.steps(
-        table(), update_size=1 if kind == "learn" else 3, label_delay=None if kind == "learn" else 37, resume=resume
+        table(1200), update_size=1 if kind == "learn" else 3, label_delay=None if kind == "learn" else 37, resume=resume
     )
+
+
+WHOLE: dict[tuple[str, str], tuple[dict[str, Any], bytes]] = {}
+"""State and lines of runs that were not cut, by engine and kind."""
 
 
 @pytest.mark.parametrize("kind", ["fit", "learn", "late"])
@@ -120,10 +124,14 @@ def phase(trainer: Trainer, kind: str, resume: bool) -> Iterator[Step]:
 def test_a_run_that_is_cut_anywhere_ends_bit_identical(
     kind: str, cuts: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    whole_run, cut_run = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("cut")
-    whole = make(whole_run, commit_seconds=1e9)
-    for _ in phase(whole, kind, resume=False):
-        pass
+    whole = WHOLE.get((ENGINE, kind))
+    if whole is None:
+        whole_run = tmp_path_factory.mktemp("whole")
+        uncut = make(whole_run, commit_seconds=1e9)
+        for _ in phase(uncut, kind, resume=False):
+            pass
+        whole = WHOLE[ENGINE, kind] = everything(uncut), (whole_run / "metrics.jsonl").read_bytes()
+    cut_run = tmp_path_factory.mktemp("cut")
     trainer = make(cut_run)
     for place, cut in enumerate(cuts):
         steps = phase(trainer, kind, resume=place > 0)
@@ -133,8 +141,8 @@ def test_a_run_that_is_cut_anywhere_ends_bit_identical(
         trainer = reopened(trainer)
     for _ in phase(trainer, kind, resume=True):
         pass
-    assert_same(everything(whole), everything(trainer))
-    assert (whole_run / "metrics.jsonl").read_bytes() == (cut_run / "metrics.jsonl").read_bytes()
+    assert_same(whole[0], everything(trainer))
+    assert whole[1] == (cut_run / "metrics.jsonl").read_bytes()
 
 
 def test_resuming_at_the_end_changes_nothing_and_more_epochs_go_on(tmp_path: Path) -> None:
@@ -209,14 +217,14 @@ def test_numbers_are_scaled_and_told_in_their_own_units() -> None:
 
 def test_the_same_run_with_and_without_saving(tmp_path: Path) -> None:
     saving, not_saving = make(tmp_path), make()
-    saving.learn(table())
-    not_saving.learn(table())
+    saving.learn(table(1200))
+    not_saving.learn(table(1200))
     assert_same(everything(saving), everything(not_saving))
 
 
 def test_a_trainer_that_was_interrupted_within_a_chunk_does_not_save_half_of_it(tmp_path: Path) -> None:
     trainer = make(tmp_path)
-    steps = trainer.steps(table())
+    steps = trainer.steps(table(1200))
     next(steps)
     trainer.learner.rule.model.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -224,9 +232,9 @@ def test_a_trainer_that_was_interrupted_within_a_chunk_does_not_save_half_of_it(
     with pytest.raises(CheckpointError, match="in the middle of a chunk"):
         trainer.commit()
     again = reopened(trainer)
-    again.learn(table(), resume=True)
+    again.learn(table(1200), resume=True)
     whole = make()
-    whole.learn(table())
+    whole.learn(table(1200))
     assert_same(everything(whole), everything(again))
 
 
@@ -249,13 +257,13 @@ def test_diverging_stops_at_the_last_good_state(tmp_path: Path) -> None:
     ("model", "data", "error"),
     [
         (nn.Linear(4, 2), (torch.zeros(5, 3), torch.zeros(5).long()), "inputs of shape"),
-        (nn.Linear(3, 2), (torch.zeros(5, 3), torch.tensor([0, 1, 2, 0, 0])), "2 outputs for 3 classes"),
+        (nn.Linear(3, 2), (torch.zeros(5, 3), torch.tensor([0, 1, 2, 0, 0])), "label 2 at position 2.*2 outputs"),
         (nn.Linear(3, 2), (torch.zeros(5, 3, dtype=torch.int64), torch.zeros(5).long()), "int64"),
     ],
 )
 def test_a_model_that_does_not_fit_the_data_is_refused_at_once(model: nn.Module, data: Any, error: str) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ModelError, match=error):
+    with pytest.raises((ModelError, DataError), match=error):
         Trainer(model).learn(data)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

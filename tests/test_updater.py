@@ -236,7 +236,7 @@ def test_predicting_changes_nothing() -> None:
     ("x", "y", "more", "error", "words"),
     [
         (records(), LABELS[:5], {}, DataError, "5 in y for 12 records"),
-        (records(), 1, {}, ModelError, "fails on inputs|rows"),
+        (records(), 1, {}, DataError, r"shape \(1,\) for outputs of shape \(1, 12, 3\)"),
         (records()[0], LABELS, {}, ModelError, "one row for each record|fails on inputs"),
         (records(), LABELS, {"weights": [1.0, 2.0]}, DataError, "2 in weights for 12"),
         (records(), LABELS, {"weights": 1.0}, DataError, "weights of shape"),

@@ -124,6 +124,11 @@ class Chunk:
         offsets = np.arange(len(self), dtype=np.int64) if self.offsets is None else self.offsets
         return offsets + self.start
 
+    def where(self, row: int) -> str:
+        """Where record ``row`` of the N came from, for messages: ``file:line``, or else its run position."""
+        place = row if self.offsets is None else int(self.offsets[row])
+        return (self.locate(place) if self.locate else "") or f"position {self.start + place}"
+
     def updates(self, update_size: int) -> Iterator[tuple[int, int]]:
         """The (first, last + 1) records of each weight update: ``update_size`` places of the span, less its holes."""
         if self.offsets is None:
@@ -194,6 +199,7 @@ class Outcome:
     num_updates: int = 0
     skipped: tuple[int, ...] = ()  # places in the chunk of records whose loss or gradient was not finite
     events: tuple[Event, ...] = ()
+    by_reference: str = ""  # why an engine left the chunk to the reference; empty if it computed the updates itself
 
 
 class Loss(Protocol):
@@ -238,9 +244,12 @@ class Engine(Protocol):
 
     Update k takes the records of ``chunk.updates(update_size)[k]``, the mean of weight times loss over them, and one
     step of the optimizer. A record whose loss or gradient is not finite is left out before it touches a weight. All
-    updates are applied when ``learn`` returns; weights and optimizer state are changed in place. An engine that
-    remembers more than these is ``Stateful``.
+    updates are applied when ``learn`` returns; weights and optimizer state are changed in place. Where ``learn``
+    raises, nothing was learned, unless it is a ``LearningError``, which says how much was. An engine that remembers
+    more than weights and optimizer state is ``Stateful``.
     """
+
+    rule: Any  # engines.UpdateRule: model, loss, optimizer and what bounds a gradient
 
     @property
     def name(self) -> str: ...
@@ -248,6 +257,11 @@ class Engine(Protocol):
     @property
     def learning_rate(self) -> float:
         """That of the first group of parameters, now."""
+        ...
+
+    @property
+    def optimizer(self) -> str:
+        """What people call it."""
         ...
 
     def chunk_size(self, update_size: int) -> int:

@@ -4,6 +4,7 @@
     ├── SettingError         an argument, name or combination that cannot work        (also a ValueError)
     ├── DataError            records are not as declared                              (also a ValueError)
     ├── ModelError           the model cannot do what was asked of it                 (also a ValueError)
+    │   └── LearningError    it failed at a record; those before it were learned      (also a ValueError)
     ├── CheckpointError      no checkpoint, a damaged one, or one of something else   (also a ValueError)
     ├── DivergenceError      too many updates in a row were not finite                (also an ArithmeticError)
     ├── StorageError         a disk or folder did not take or give what it should     (also an OSError)
@@ -15,10 +16,13 @@ exits with 2; errors of brokers and of the operating system are turned into thes
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CheckpointError",
     "DataError",
     "DivergenceError",
+    "LearningError",
     "MillstreamError",
     "MissingPackageError",
     "ModelError",
@@ -41,7 +45,7 @@ class MillstreamError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default protocol, and errors cross process boundaries.
-        return _rebuild, (type(self), self.got, self.wanted, self.do)
+        return _rebuild, (type(self), self.__dict__)
 
 
 class SettingError(MillstreamError, ValueError):
@@ -54,6 +58,14 @@ class DataError(MillstreamError, ValueError):
 
 class ModelError(MillstreamError, ValueError):
     """The model, its loss or its optimizer cannot do what was asked of it."""
+
+
+class LearningError(ModelError):
+    """The model, its loss or its optimizer failed within a chunk, whose first ``num_learned`` places were learned."""
+
+    def __init__(self, *, got: str, wanted: str, do: str, num_learned: int = 0) -> None:
+        super().__init__(got=got, wanted=wanted, do=do)
+        self.num_learned = num_learned
 
 
 class CheckpointError(MillstreamError, ValueError):
@@ -72,5 +84,5 @@ class MissingPackageError(MillstreamError, ImportError):
     """An optional package is not installed; ``do`` holds the pip command."""
 
 
-def _rebuild(kind: type[MillstreamError], got: str, wanted: str, do: str) -> MillstreamError:
-    return kind(got=got, wanted=wanted, do=do)
+def _rebuild(kind: type[MillstreamError], facts: dict[str, Any]) -> MillstreamError:
+    return kind(**facts)

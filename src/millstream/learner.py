@@ -16,13 +16,15 @@ from torch import Tensor
 
 from millstream.contracts import Chunk, Engine, Event, Inputs, Questions, Rejection, State, Stateful, map_tensors
 from millstream.delay import LabelDelay
-from millstream.engines import UpdateRule
+from millstream.engines import UpdateRule, parameter_of
+from millstream.engines.failures import predicted
 from millstream.errors import CheckpointError, DataError, ModelError
 from millstream.features import Features
+from millstream.losses import fitting_labels
 
 __all__ = ["Learner", "Scored", "load_or_refuse"]
 
-_IGNORED = -100  # torch's own mark of a label that has no loss
+_DO = "check the width of its first layer, the type of its inputs, and ids"
 
 
 @dataclasses.dataclass(slots=True)
@@ -36,7 +38,8 @@ class Scored:
     num_learned: int
     num_updates: int
     skipped: tuple[int, ...]
-    events: tuple[Event, ...]
+    events: tuple[Event, ...] = ()
+    by_reference: str = ""  # why the engine left the lessons to the reference, if it did
 
     def refusals(self, chunk: Chunk | None) -> list[Rejection]:
         """The lessons that were skipped; ``chunk`` is where they came from, None if that is not one chunk."""
@@ -51,7 +54,7 @@ class Learner:
 
     def __init__(self, rule: UpdateRule, engine: Engine, features: Features | None = None) -> None:
         self.rule, self.engine, self.features = rule, engine, features
-        self.num_classes = 0  # of the model's outputs, once it was looked at
+        self.shape: tuple[int, ...] | None = None  # of the model's outputs for one record, once it was looked at
         self.device = next((p.device for p in rule.model.parameters()), torch.device("cpu"))
 
     def prepare(self, chunk: Chunk, *, learn: bool) -> Chunk:
@@ -64,8 +67,8 @@ class Learner:
                     do="pass features=Features(infer(table, target=…)) to the Trainer",
                 )
             chunk = self.features.transform(chunk, learn=learn)
-        elif chunk.targets is not None and self.rule.loss.task == "classes":
-            _check_classes(chunk.targets, self.num_classes, chunk.start)
+        elif self.shape is not None:
+            self._fit_labels(chunk)
         if self.device.type != "cpu":
             chunk.inputs = _moved(chunk.inputs, self.device)
             chunk.targets = None if chunk.targets is None else chunk.targets.to(self.device, non_blocking=True)
@@ -97,20 +100,12 @@ class Learner:
                 questions = Questions(asked, questions.learned_before)
             outcome = self.engine.learn(chunk, update_size, questions)
             outputs = outcome.outputs.reshape(len(targets)) * scale_N + shift_N
-        return Scored(
-            outputs,
-            targets,
-            outcome.losses,
-            known,
-            len(chunk),
-            outcome.num_updates,
-            outcome.skipped,
-            outcome.events,
-        )
+        facts = len(chunk), outcome.num_updates, outcome.skipped, outcome.events, outcome.by_reference
+        return Scored(outputs, targets, outcome.losses, known, *facts)
 
     def predict(self, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
         """The outputs of a prepared chunk in the units of the targets, and the losses where there are labels."""
-        raw = self.engine.predict(chunk.inputs)
+        raw = predicted(self.engine, chunk.inputs, _DO)
         targets = chunk.targets
         if self.features is None or not self.features.scales_targets:
             return raw, None if targets is None else self.rule.loss(raw, targets)
@@ -126,23 +121,10 @@ class Learner:
         return (targets - shift) / scale
 
     def check(self, chunk: Chunk) -> None:
-        """Predicts one record before the first update: a model that does not fit the data is refused at once."""
+        """Predicts one record before the first update and looks at the labels: what does not fit is refused at once."""
         one = chunk.select(slice(0, 1))
-        try:
-            outputs = self.engine.predict(one.inputs)
-        except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
-            raise ModelError(
-                got=f"a model that fails on inputs of {_shapes(one.inputs)}: {str(error).splitlines()[0]}",
-                wanted="a model for these inputs",
-                do="check the width of its first layer and the type of its inputs",
-            ) from error
-        if not isinstance(outputs, Tensor) or not outputs.ndim or len(outputs) != 1:
-            shape = f"of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ModelError(
-                got=f"a model that gives outputs {shape} for one record",
-                wanted="a tensor with one row for each record",
-                do="return it from forward()",
-            )
+        outputs = predicted(self.engine, one.inputs, _DO)
+        self.shape = tuple(outputs.shape[1:])
         num_numbers = outputs[0].numel()
         if self.features is not None and self.features.scales_targets and num_numbers != 1:
             raise ModelError(
@@ -150,16 +132,15 @@ class Learner:
                 wanted="one output, since targets are scaled",
                 do="give the model one output, or tensors in place of named columns",
             )
-        if self.rule.loss.task != "classes" or chunk.targets is None:
-            return
-        width = self.num_classes = outputs.shape[-1] if outputs.ndim > 1 else 1
-        wanted = self.features.num_outputs if self.features is not None else int(chunk.targets.max()) + 1
-        if width < wanted or (self.features is not None and width != wanted):
+        width, wanted = outputs.shape[-1] if self.shape else 1, self.features.num_outputs if self.features else None
+        if self.rule.loss.task == "classes" and wanted is not None and width != wanted:
             raise ModelError(
                 got=f"a model with {width} outputs for {wanted} classes",
                 wanted=f"{wanted} outputs",
                 do="change the model's last layer, or the classes of the schema",
             )
+        if self.features is None:
+            self._fit_labels(chunk)
 
     def state_dict(self) -> State:
         scheduler = self.rule.scheduler
@@ -189,6 +170,12 @@ class Learner:
         race = self.engine if isinstance(self.engine, Stateful) else None
         load_or_refuse(race, state["engine"], "a race of learning rates")
 
+    def _fit_labels(self, chunk: Chunk) -> None:
+        """Labels of tensors become what the loss takes, or are refused; those of named columns are so already."""
+        if chunk.targets is not None and self.shape is not None:
+            number = parameter_of(self.rule.model).dtype
+            chunk.targets = fitting_labels(self.rule.loss, chunk, self.shape, number)
+
     def _scale_of_targets(self) -> tuple[float, float]:
         assert self.features is not None
         _, shift, scale = self.features.scale_targets(torch.empty(0), learn=False)
@@ -196,32 +183,6 @@ class Learner:
 
     def _units(self, values: npt.NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(self.device, torch.float32)
-
-
-def _check_classes(targets: Tensor, num_classes: int, position: int) -> None:
-    """Class numbers that no output stands for are refused before they reach a loss."""
-    if targets.is_floating_point():
-        if targets.ndim == 1:
-            raise DataError(
-                got=f"labels of type {targets.dtype} for a loss of classes",
-                wanted="whole numbers, or one probability for each class",
-                do="convert them with .long(), or choose another loss",
-            )
-        return
-    if not len(targets):
-        return
-    few = targets.tolist() if targets.ndim == 1 and len(targets) < 16 else targets.aminmax()
-    if min(few) >= 0 and (max(few) < num_classes or not num_classes):
-        return
-    bad = (targets < 0) & (targets != _IGNORED)
-    if num_classes:
-        bad |= targets >= num_classes
-    for place in torch.nonzero(bad)[:1, 0].tolist():
-        raise DataError(
-            got=f"label {targets[place].max().item()} at position {position + place}",
-            wanted=f"0 to {num_classes - 1}, as the model has {num_classes} outputs" if num_classes else "0 or more",
-            do="correct the label, or give the model more outputs",
-        )
 
 
 def load_or_refuse(part: Any, state: State | None, name: str) -> None:
@@ -246,15 +207,6 @@ def _labels(chunk: Chunk) -> Tensor:
 def _moved(inputs: Inputs, device: torch.device) -> Inputs:
     moved: Inputs = map_tensors(inputs, lambda value: value.to(device, non_blocking=True))
     return moved
-
-
-def _shapes(inputs: Inputs) -> str:
-    if isinstance(inputs, dict):
-        return ", ".join(f"{name} {tuple(value.shape)} {value.dtype}" for name, value in inputs.items())
-    if isinstance(inputs, tuple):
-        return ", ".join(f"{tuple(value.shape)} {value.dtype}" for value in inputs)
-    assert isinstance(inputs, Tensor)
-    return f"shape {tuple(inputs.shape)} {inputs.dtype}"
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -9,17 +9,20 @@ Shapes: N records, C classes or outputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from millstream.contracts import Loss
-from millstream.errors import ModelError, SettingError
+from millstream.contracts import Chunk, Loss
+from millstream.errors import DataError, ModelError, SettingError
 
-__all__ = ["NAMES", "CallableLoss", "NamedLoss", "resolve"]
+__all__ = ["IGNORED", "NAMES", "CallableLoss", "NamedLoss", "fitting_labels", "resolve"]
+
+IGNORED = -100
+"""Torch's own mark of a record without a class: its loss is 0."""
 
 
 class NamedLoss:
@@ -84,8 +87,14 @@ class CallableLoss:
         return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
 
 
-def resolve(loss: str | Loss | Callable[[Any, Tensor], Tensor], class_weights: Tensor | None = None) -> Loss:
+def resolve(
+    loss: str | Loss | Callable[[Any, Tensor], Tensor],
+    class_weights: Tensor | Sequence[float] | None = None,
+    like: Tensor | None = None,
+) -> Loss:
     """A loss from its name (``huber:0.5`` and ``quantile:0.9`` take a number), a torch loss module, or a callable.
+
+    Class weights get the type and device of ``like``, a parameter of the model.
 
     >>> resolve("quantile:0.9").task
     'number'
@@ -96,6 +105,9 @@ def resolve(loss: str | Loss | Callable[[Any, Tensor], Tensor], class_weights: T
             parameter = float(number) if number else None
         except ValueError:
             raise SettingError(got=f"loss {loss!r}", wanted=f"{name}:NUMBER", do="write e.g. huber:1.0") from None
+        if class_weights is not None:
+            like = torch.empty(0) if like is None else like
+            class_weights = torch.as_tensor(class_weights, dtype=like.dtype, device=like.device)
         return NamedLoss(name, parameter, class_weights=class_weights)
     if class_weights is not None:
         raise SettingError(
@@ -112,6 +124,66 @@ def resolve(loss: str | Loss | Callable[[Any, Tensor], Tensor], class_weights: T
     )
 
 
+def fitting_labels(loss: Loss, chunk: Chunk, shape: tuple[int, ...], number: torch.dtype) -> Tensor:
+    """The labels of a chunk as the loss takes them, in the model's type of ``number``; others are refused.
+
+    ``shape`` is that of the outputs for one record. Classes are whole numbers from 0, or ``IGNORED``, or one
+    probability for each; binary labels are 0 or 1. A number that is not finite passes: its record will be left out. A
+    loss of one's own gets its labels as they are. Raises ``DataError``, with the place of the first record that is
+    refused.
+
+    >>> chunk = Chunk(torch.zeros(2, 1), torch.tensor([0, 3], dtype=torch.int32))
+    >>> fitting_labels(NamedLoss("cross_entropy"), chunk, (4,), torch.float32)
+    tensor([0, 3])
+    """
+    targets = chunk.targets
+    assert targets is not None, "the caller has looked"
+    if loss.task == "classes":
+        return _fitting_classes(chunk, targets, shape, number)
+    if loss.task == "other":
+        return targets
+    targets = targets.to(number)
+    if loss.task == "binary" and not _is_one(targets, lambda label: label in (0, 1)):
+        bad = targets.isfinite() & (targets != 0) & (targets != 1)
+        _refuse(chunk, targets, bad, "0 or 1", "correct the label, or choose a loss of classes or of numbers")
+    return targets
+
+
+def _fitting_classes(chunk: Chunk, targets: Tensor, shape: tuple[int, ...], number: torch.dtype) -> Tensor:
+    shape = shape or (1,)
+    is_each = targets.is_floating_point()  # a probability for each class
+    if targets.ndim != len(shape) + is_each or (is_each and targets.shape[1] != shape[0]):
+        kind = str(targets.dtype).removeprefix("torch.")
+        raise DataError(
+            got=f"labels of type {kind} and shape {tuple(targets.shape)} for outputs of shape {(len(targets), *shape)}",
+            wanted="whole numbers, one for each record, or one probability for each class",
+            do="convert them with .long(), or .argmax(1) if they are one-hot, or choose another loss",
+        )
+    if is_each:
+        targets = targets.to(number)
+        _refuse(chunk, targets, (targets < 0) | (targets > 1), "probabilities from 0 to 1", "divide each by their sum")
+        return targets
+    targets = targets.to(torch.int64)
+    num = shape[0]
+    if not _is_one(targets, lambda label: 0 <= label < num or label == IGNORED):
+        bad = ((targets < 0) | (targets >= num)) & (targets != IGNORED)
+        wanted = f"0 to {num - 1}, as the model has {num} outputs"
+        _refuse(chunk, targets, bad, wanted, "correct the label, or give the model more outputs")
+    return targets
+
+
+def _is_one(targets: Tensor, fits: Callable[[float], bool]) -> bool:
+    """Whether there is one label, as there often is, and it fits: quicker than to ask torch."""
+    return targets.numel() == 1 and fits(targets.item())
+
+
+def _refuse(chunk: Chunk, targets: Tensor, bad: Tensor, wanted: str, do: str) -> None:
+    """The first label that is marked as bad is refused, if there is one."""
+    if bad.any():
+        row, label = int(bad.nonzero()[0, 0]), targets[bad][0].item()
+        raise DataError(got=f"label {label:g} at {chunk.where(row)}", wanted=wanted, do=do)
+
+
 def _cross_entropy(loss: NamedLoss, outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(
         outputs, targets, weight=loss.class_weights, reduction="none", label_smoothing=loss.label_smoothing
@@ -125,7 +197,7 @@ def _binary_cross_entropy(loss: NamedLoss, outputs: Tensor, targets: Tensor) -> 
         wanted = wanted * (1 - loss.label_smoothing) + loss.label_smoothing / 2
     losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     if loss.class_weights is not None:
-        losses = losses * loss.class_weights[targets.long()]
+        losses = losses * loss.class_weights[targets.nan_to_num(0.0, 0.0, 0.0).long()]
     return _per_record(losses)
 
 

@@ -7,9 +7,10 @@ one that was begun.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
-from millstream.contracts import Chunk, Position, State
+from millstream.contracts import Chunk, Engine, Position, State
 from millstream.delay import Delay
 from millstream.errors import CheckpointError, SettingError
 from millstream.learner import Scored
@@ -37,6 +38,9 @@ class Phase:
     updates: int = 0
     skipped: int = 0
     rejected: int = 0
+    learned: int = 0  # records; fewer than were read where labels are late
+    by_reference: int = 0  # records that the engine left to the reference
+    reason: str = ""  # the first one why
     seconds: float = 0.0  # a clock, so not a part of what resumes bit for bit
     finished: bool = False
 
@@ -58,6 +62,23 @@ class Phase:
         if scored is not None:
             self.updates += scored.num_updates
             self.skipped += len(scored.skipped)
+            self.learned += scored.num_learned
+            if scored.by_reference and scored.num_learned:
+                self.by_reference += scored.num_learned
+                self.reason = self.reason or scored.by_reference
+
+    def engine(self, name: str) -> str:
+        """Which engine computed the updates, where ``name`` is the one that was to.
+
+        >>> phase = Phase("learn", 1, 1, False, 512, None, {}, {}, learned=9, by_reference=2, reason="a label of -100")
+        >>> phase.engine("fused")
+        'fused (2 of 9 records by the reference: a label of -100)'
+        """
+        if not self.by_reference:
+            return name
+        if self.by_reference == self.learned:
+            return "reference"
+        return f"{name} ({self.by_reference:,} of {self.learned:,} records by the reference: {self.reason})"
 
     def line(self, learning_rate: float, metrics: dict[str, float]) -> dict[str, Any]:
         """How it stands, as a line of metrics.jsonl."""
@@ -71,6 +92,26 @@ class Phase:
     @classmethod
     def from_state(cls, state: State) -> Phase:
         return cls(**{**state, "delay": None if state["delay"] is None else Delay(**state["delay"])})
+
+    def summary(
+        self, engine: Engine, metrics: dict[str, float], test: dict[str, float] | None, checkpoint: Path | None
+    ) -> Summary:
+        """What it came to so far."""
+        return Summary(
+            records=self.records,
+            updates=self.updates,
+            seconds=self.seconds,
+            records_per_second=self.records / self.seconds if self.seconds else 0.0,
+            engine=self.engine(engine.name),
+            optimizer=engine.optimizer,
+            learning_rate=engine.learning_rate,
+            skipped=self.skipped,
+            rejected=self.rejected,
+            finished=self.finished,
+            metrics=metrics,
+            test=test,
+            checkpoint=None if checkpoint is None else str(checkpoint),
+        )
 
     def continue_as(self, asked: Phase) -> None:
         """Checks that what is asked for now is what this phase began as; more epochs are welcome."""
@@ -121,6 +162,7 @@ class Summary:
     seconds: float
     records_per_second: float
     engine: str
+    optimizer: str  # by name; of several, the one that leads
     learning_rate: float
     skipped: int
     rejected: int

@@ -63,7 +63,7 @@ class Trainer:
         scheduler_steps: Literal["update", "epoch"] = "update",
         clip_norm: float | None = None,
         clip_value: float | None = None,
-        class_weights: Tensor | None = None,
+        class_weights: Tensor | Sequence[float] | None = None,
         scoring: Literal["auto", "eval", "train"] = "auto",
         engine: str = "auto",
         device: str | torch.device | None = None,
@@ -75,18 +75,14 @@ class Trainer:
         report_records: int = 10_000,
         spec: dict[str, Any] | None = None,
     ) -> None:
-        if device is not None:
-            model = model.to(device)
-            class_weights = None if class_weights is None else class_weights.to(device)
+        model = model if device is None else model.to(device)
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler_steps = "epoch"  # it waits for a loss, and only an epoch has one
         per_update = scheduler if scheduler_steps == "update" else None
-        resolved = losses.resolve(loss, class_weights)
-        candidates = engines.candidates_of(optimizer)
-        one = optimizer if isinstance(optimizer, torch.optim.Optimizer) else candidates[0].make(model.parameters())
-        rule = engines.UpdateRule(model, resolved, one, per_update, clip_norm, clip_value, seed=seed)
-        chosen = engines.RaceEngine(rule, candidates, engine) if candidates else engines.choose(engine, rule)
-        self.learner = Learner(rule, chosen, features)
+        resolved = losses.resolve(loss, class_weights, engines.parameter_of(model))
+        settings = {"scheduler": per_update, "clip_norm": clip_norm, "clip_value": clip_value, "seed": seed}
+        chosen = engines.prepare(engine, model, resolved, optimizer, **settings)
+        self.learner = Learner(chosen.rule, chosen, features)
         self.seed, self.spec = seed, spec
         self.position = 0  # run position of the next record to be learned
         self.metrics: Metrics | None = None
@@ -122,17 +118,9 @@ class Trainer:
         ``validation`` is a source, or the fraction of the records to hold out; it is evaluated after every epoch.
         ``resume`` goes on with an unfinished ``fit`` of a restored trainer, from the record where it stood.
         """
-        steps = self.steps(
-            source,
-            kind="fit",
-            update_size=batch_size,
-            epochs=epochs,
-            shuffle=shuffle,
-            validation=validation,
-            resume=resume,
-        )
         test = None
-        for step in steps:
+        how: dict[str, Any] = {"shuffle": shuffle, "validation": validation, "resume": resume}
+        for step in self.steps(source, kind="fit", update_size=batch_size, epochs=epochs, **how):
             test = step.validation or test
         return self.summary(test)
 
@@ -200,20 +188,7 @@ class Trainer:
             raise SettingError(
                 got="a trainer that has not trained", wanted="a phase to sum up", do="call fit or learn first"
             )
-        return Summary(
-            records=phase.records,
-            updates=phase.updates,
-            seconds=phase.seconds,
-            records_per_second=phase.records / phase.seconds if phase.seconds else 0.0,
-            engine=self.learner.engine.name,
-            learning_rate=self.learning_rate,
-            skipped=phase.skipped,
-            rejected=phase.rejected,
-            finished=phase.finished,
-            metrics=self._report(),
-            test=test,
-            checkpoint=None if self._checkpoint is None else str(self._checkpoint),
-        )
+        return phase.summary(self.learner.engine, self._report(), test, self._checkpoint)
 
     def stop(self) -> None:
         """Asks the loop to end after the chunk that it is at; for signal handlers and other threads."""
@@ -322,11 +297,7 @@ class Trainer:
         if not len(chunk) and self._delay is not None:
             num_positions = self._delay.pass_over(chunk.span)
         if len(chunk):
-            if not self._checked:
-                self.learner.check(chunk)
-                self._checked = True
-            frozen = not phase.features_learn
-            scored = self.learner.learn(chunk, phase.update_size, self.position, self._delay, frozen=frozen)
+            scored = self._score(chunk, phase)
             if self.metrics is None:
                 self.metrics = Metrics(**evaluation.metrics_for(self.learner.rule.loss, scored.outputs, self._window))
             self.metrics.update(scored.outputs, scored.targets, scored.losses, scored.known)
@@ -345,6 +316,21 @@ class Trainer:
         if time.monotonic() - self._committed_at >= self._commit_seconds:
             self.commit()
         return Step(scored, len(chunk), phase.epoch, phase.place, phase.records, phase.updates, self.learning_rate)
+
+    def _score(self, chunk: Chunk, phase: Phase) -> Scored:
+        """Predicts, scores and learns. Where that fails, ``position`` tells what was learned."""
+        try:
+            if not self._checked:
+                self.learner.check(chunk)
+                self._checked = True
+            frozen = not phase.features_learn
+            return self.learner.learn(chunk, phase.update_size, self.position, self._delay, frozen=frozen)
+        except MillstreamError as error:
+            num_learned = getattr(error, "num_learned", 0)
+            self.position += num_learned
+            # Features and late labels have taken the chunk up by now; without them, nothing has changed.
+            self._whole = not num_learned and self.learner.features is None and self._delay is None
+            raise
 
     def _enter(self, source: Source, asked: Phase, resume: bool) -> Phase:
         """Begins a phase, or goes on with the one that was restored."""

@@ -292,7 +292,6 @@ def _welcome(kind: str, data: Data, trainer: Trainer, folder: Path) -> list[str]
     num = data.train.num_records
     facts = [] if num is None else [f"{num:,} records"]
     facts.append(f"{sum(p.numel() for p in trainer.learner.rule.model.parameters()):,} parameters")
-    facts.append(f"engine {trainer.learner.engine.name}")
     name = "standard input" if data.name == "-" else data.name
     lines.append(f"{kind} {name}: {', '.join(facts)}; run in {folder}")
     return [line if len(line) <= _MOST_WIDTH else line[: _MOST_WIDTH - 1] + "…" for line in lines[:-1]] + lines[-1:]
@@ -305,7 +304,8 @@ def _tell(summary: Summary, as_json: bool) -> None:
     counts = [(summary.skipped, "skipped"), (summary.rejected, "refused")]
     print(
         f"{summary.records:,} records, {summary.updates:,} updates in {seconds_text(summary.seconds)} "
-        f"({summary.records_per_second:,.0f} records/s)" + "".join(f", {num:,} {what}" for num, what in counts if num)
+        f"({summary.records_per_second:,.0f} records/s), engine {summary.engine}"
+        + "".join(f", {num:,} {what}" for num, what in counts if num)
     )
     hidden = {"count", "num_nonfinite"}
     names = [n for n in summary.metrics if not n.startswith("window_") and n not in hidden]

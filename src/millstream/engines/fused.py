@@ -34,7 +34,7 @@ from millstream.engines.program import Program
 from millstream.engines.randomness import keys
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
-from millstream.errors import ModelError
+from millstream.errors import DataError, ModelError
 from millstream.losses import NamedLoss
 from millstream.rows import rows_of
 
@@ -42,6 +42,7 @@ __all__ = ["FusedEngine", "make_ready"]
 
 _log = logging.getLogger("millstream")
 _MOST_MACHINES = 16  # for inputs of different structures
+_BYTES_OF_A_CHUNK = 1e10  # a quarter of a second on the machine that this was measured on: then signals are heard
 _FEW = 8  # records for which matrix products of a block do not pay
 
 
@@ -62,10 +63,8 @@ class FusedEngine:
         self._hooks = [*tracing.hooks(rule.model), *optimizers.hooks(rule.optimizer)]
         self._owned = [kept for part in rule.model.modules() for kept in (part._modules, part._parameters) if kept]
         self._identities = self._found_identities()
-        by_rows = (nn.Embedding, nn.EmbeddingBag)
-        parts = [part for part in rule.model.modules() if not isinstance(part, by_rows)]
-        num_weights = sum(p.numel() for part in parts for p in part.parameters(recurse=False) if p.ndim > 1)
-        self._chunk_size = int(min(4096, max(32, 2 ** np.floor(np.log2(1e9 / max(1, num_weights))))))
+        most = math.log2(_BYTES_OF_A_CHUNK / max(1.0, optimizers.bytes_moved(rule)))
+        self._chunk_size = 2 ** min(12, max(3, math.floor(most)))
         make_ready(self._parameters[0].dtype)
 
     def __getstate__(self) -> UpdateRule:
@@ -85,6 +84,10 @@ class FusedEngine:
     def learning_rate(self) -> float:
         return float(self.rule.optimizer.param_groups[0]["lr"])
 
+    @property
+    def optimizer(self) -> str:
+        return type(self.rule.optimizer).__name__
+
     def chunk_size(self, update_size: int) -> int:
         return self._chunk_size if update_size == 1 else self._reference.chunk_size(update_size)
 
@@ -92,15 +95,30 @@ class FusedEngine:
         return self._reference.predict(inputs)
 
     def learn(self, chunk: Chunk, update_size: int, questions: Questions | None = None) -> Outcome:
-        if update_size == 1 and len(chunk) and not any(self._hooks):
-            machine = self._machine(chunk.inputs)
-            if questions is not None and _structure(questions.chunk.inputs) != _structure(chunk.inputs):
-                machine = "questions of another shape than the lessons"
-            with torch.no_grad():
-                outcome = None if isinstance(machine, str) else machine.learn(chunk, questions)
-            if outcome is not None:
-                return outcome
-        return self._reference.learn(chunk, update_size, questions)
+        found = self._learn(chunk, update_size, questions)
+        if isinstance(found, Outcome):
+            return found
+        outcome = self._reference.learn(chunk, update_size, questions)
+        outcome.by_reference = found
+        return outcome
+
+    def _learn(self, chunk: Chunk, update_size: int, questions: Questions | None) -> Outcome | str:
+        """What came of the chunk, or why it is left to the reference."""
+        if not len(chunk):
+            return "no records"
+        if update_size > 1:
+            return "updates of more than one record are torch's own case"
+        if any(self._hooks):
+            return "hooks of the model or the optimizer"
+        if torch.is_autocast_enabled("cpu"):
+            return "torch.autocast is on"
+        machine = self._machine(chunk.inputs)
+        if isinstance(machine, str):
+            return machine
+        if questions is not None and _structure(questions.chunk.inputs) != _structure(chunk.inputs):
+            return "questions of another shape than the lessons"
+        with torch.no_grad():
+            return machine.learn(chunk, questions)
 
     def _found_identities(self) -> list[int]:
         """Of the modules and parameters that the model is made of."""
@@ -185,6 +203,27 @@ def _two_records(inputs: Inputs) -> Inputs:
     return twice
 
 
+def _strange_ids(program: Program, chunk: Chunk) -> DataError:
+    """The first id that its table does not hold: torch would come to it when the records before it are learned."""
+    found = []
+    for op in program.tape.operations:
+        value = program.tape.values[op.source]
+        if value.path is None or value.dtype.is_floating_point or op.weight is None:
+            continue
+        part: Any = chunk.inputs
+        for key in value.path:
+            part = part[key]
+        ids = part.reshape(len(part), -1)[:, value.first : value.first + value.size]
+        for row, column in ((ids < 0) | (ids >= len(op.weight))).nonzero()[:1].tolist():
+            found.append((row, int(ids[row, column]), len(op.weight)))
+    row, number, num_rows = min(found)
+    return DataError(
+        got=f"id {number} at {chunk.where(row)} for a table of {num_rows:,} rows",
+        wanted=f"0 to {num_rows - 1}",
+        do="correct the id, or give the embedding more rows",
+    )
+
+
 class _Machine:
     """A program and a criterion, and the calls of the kernels."""
 
@@ -198,23 +237,27 @@ class _Machine:
         network[tables.CLASS_WEIGHTS] = self._class_weights.data_ptr()
         network[tables.NUM_CLASS_WEIGHTS] = len(self._class_weights)
 
-    def learn(self, chunk: Chunk, questions: Questions | None) -> Outcome | None:
-        """None for what torch should look at."""
+    def learn(self, chunk: Chunk, questions: Questions | None) -> Outcome | str:
+        """What came of the chunk, or why torch should look at it."""
         call = self._call(chunk)
         asked = None if questions is None else self._call(questions.chunk)
-        if call is None or (questions is not None and asked is None) or self._program.refresh():
-            return None
+        for made in (call, asked):
+            if isinstance(made, str):
+                return made
+        reason = self._program.refresh()
+        if reason:
+            return reason
         try:
-            return self._learn(call, asked, questions)
+            return self._learn(call, asked, questions)  # type: ignore[arg-type]
         finally:
             self._program.state.give_back()
 
-    def _learn(self, call: Call, asked: Call | None, questions: Questions | None) -> Outcome | None:
+    def _learn(self, call: Call, asked: Call | None, questions: Questions | None) -> Outcome | str:
         num = len(call.losses)
         schedule = None if self._rule.scheduler is None else Schedule(self._rule, self._program.state)
         dials = self._program.dials if schedule is None else schedule.dials(num)
         if dials is None:
-            return None
+            return "a schedule that ends, or turns momentum or decay on or off"
         if self._criterion.loss.class_weights is not None:  # which may have been changed in place
             self._class_weights.copy_(self._criterion.loss.class_weights)
         if questions is None or asked is None:
@@ -226,13 +269,15 @@ class _Machine:
         places = tuple(call.skipped.nonzero()[:, 0].tolist()) if applied < num else ()
         return Outcome(answered.outputs.view(-1, *self._criterion.shape), answered.losses, applied, places)
 
-    def _call(self, chunk: Chunk) -> Call | None:
+    def _call(self, chunk: Chunk) -> Call | str:
         num, dtype = len(chunk), self._criterion.dtype
         inputs, labels = self._program.tensors(chunk.inputs, num), self._criterion.labels(chunk)
-        if inputs is None or labels is None:
-            return None
+        if inputs is None:
+            raise _strange_ids(self._program, chunk)
+        if labels is None:
+            return f"labels that only torch takes for {self._criterion.loss.name} (-100, NaN, another shape)"
         if any(len(part) != num for part in labels if part is not None):
-            return None
+            return "inputs, labels and weights of unequal lengths"
         draws = None
         if self._program.is_random:
             draws = torch.from_numpy(keys(self._rule.seed, chunk.positions()).astype(np.int64))

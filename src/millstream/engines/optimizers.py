@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from millstream.engines.kernels import steps
 from millstream.engines.rule import UpdateRule
 
-__all__ = ["OptimizerState", "Schedule", "hooks", "kind_of", "refused", "takes_rows"]
+__all__ = ["OptimizerState", "Schedule", "bytes_moved", "hooks", "kind_of", "refused", "takes_rows"]
 
 _KINDS: dict[type[torch.optim.Optimizer], int] = {
     torch.optim.SGD: steps.SGD,
@@ -48,6 +48,8 @@ _STATE: dict[int, tuple[tuple[str, str], ...]] = {
     steps.ADAGRAD: (("sum", ""),),
     steps.RMSPROP: (("square_avg", ""), ("momentum_buffer", "momentum"), ("grad_avg", "centered")),
 }
+
+_OF_A_CONVOLUTION = 256  # weights of a dense layer that can be moved while one of a convolution is used
 
 
 def kind_of(optimizer: torch.optim.Optimizer) -> int:
@@ -98,6 +100,31 @@ def takes_rows(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
     return isinstance(optimizer, torch.optim.Adagrad) and not group["weight_decay"] and group["eps"] > 0  # 0 / 0
 
 
+def bytes_moved(rule: UpdateRule) -> float:
+    """What one record reads and writes of weights and optimizer state, in bytes; a static function of the rule.
+
+    A convolution counts as the bytes that could be moved while it computes 1,024 places of its output.
+    """
+    optimizer = rule.optimizer
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    found = 0.0
+    for part in rule.model.modules():
+        for parameter in part.parameters(recurse=False):
+            group = groups.get(id(parameter))
+            if group and isinstance(part, nn.Embedding | nn.EmbeddingBag) and takes_rows(optimizer, group):
+                continue
+            num_arrays = 1 + sum(map(bool, _names_of_state(kind_of(optimizer), group) if group else []))
+            is_kernel = isinstance(part, nn.Conv1d | nn.Conv2d) and parameter.ndim > 1
+            times = num_arrays + (_OF_A_CONVOLUTION if is_kernel else 0)
+            found += 2.0 * times * parameter.numel() * parameter.element_size()
+    return found
+
+
+def _names_of_state(kind: int, group: dict[str, Any]) -> list[str]:
+    """The state of a parameter of this group in the order of the kernel's places; empty for what there is not."""
+    return [name if not option or group[option] else "" for name, option in _STATE[kind]]
+
+
 class OptimizerState:
     """The dials and the state of P parameters, taken up before a call of a kernel and given back after it."""
 
@@ -141,7 +168,7 @@ class OptimizerState:
         for number in self.trained:
             parameter, group = self._parameters[number], self.groups[number]
             assert group is not None
-            names = [name if not option or group[option] else "" for name, option in _STATE[self.kind]]
+            names = _names_of_state(self.kind, group)
             if not any(names):
                 continue
             state = self._optimizer.state[parameter]

@@ -13,23 +13,23 @@ from __future__ import annotations
 import bisect
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from millstream.contracts import Chunk, Engine, Event, Inputs, Outcome, Questions, State
+from millstream.contracts import Chunk, Engine, Event, Inputs, Loss, Outcome, Questions, State
+from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_of
 from millstream.engines.choice import choose
-from millstream.engines.factored import FactoredRMSprop
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
 from millstream.engines.standings import Standings
-from millstream.errors import CheckpointError, SettingError
+from millstream.errors import CheckpointError, LearningError, MillstreamError, SettingError
 
-__all__ = ["Candidate", "MakesOptimizer", "RaceEngine", "candidates", "candidates_around", "candidates_of"]
+__all__ = ["RaceEngine", "prepare"]
 
 SEGMENT = 512  # records between two looks at who may be stopped
 _SHARE_OF_LOSS = 0.1  # of the score of a class; the rest is whether it was right
@@ -37,66 +37,19 @@ _MOST_LOSS, _MOST_MEANS = 5.0, 20.0  # more than these counts no more: nats of a
 _MOST_AT_FIRST = 1e12  # before that mean is known
 _MOST_BYTES = 1 << 30  # of the weights of all copies
 
-MakesOptimizer: TypeAlias = "Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]"
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Candidate:
-    """An optimizer at a rate, by the name that people see."""
-
-    name: str
-    make: MakesOptimizer
-
-
-def candidates(weight_decay: float = 0.0) -> Sequence[Candidate]:
-    """Those that race where nothing is given. The first leads until there is something to go by.
-
-    Steps in proportion to the gradients' own spread need one rate within a factor of 100 on whatever data; plain SGD
-    is better on some.
-    """
-
-    def factored(rate: float) -> Candidate:
-        return Candidate(
-            f"factored {rate:g}", lambda parameters: FactoredRMSprop(parameters, lr=rate, weight_decay=weight_decay)
-        )
-
-    def plain(rate: float) -> Candidate:
-        return Candidate(
-            f"sgd {rate:g}", lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=weight_decay)
-        )
-
-    return (*(factored(rate) for rate in (3e-3, 1e-3, 1e-2, 3e-4, 1e-4)), plain(0.03))
-
-
-def candidates_of(
+def prepare(
+    engine: str,
+    model: nn.Module,
+    loss: Loss,
     optimizer: torch.optim.Optimizer | Sequence[Candidate | MakesOptimizer] | None,
-) -> Sequence[Candidate]:
-    """What is to race: nothing if there is one optimizer, the default without any, else what is given."""
-    if optimizer is None:
-        return candidates()
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return ()
-    if not optimizer:
-        raise SettingError(got="no optimizers", wanted="one or more", do="leave them out for the default")
-    return [each if isinstance(each, Candidate) else Candidate(_name(each), each) for each in optimizer]
-
-
-def _name(make: MakesOptimizer) -> str:
-    optimizer = make([nn.Parameter(torch.zeros(1))])
-    return f"{type(optimizer).__name__} {optimizer.param_groups[0]['lr']:g}"
-
-
-def candidates_around(name: str, make: Callable[[Iterable[nn.Parameter], float], Any], rate: float) -> list[Candidate]:
-    """An optimizer at five rates, a factor of 3 apart, ``rate`` in the middle and first.
-
-    >>> [c.name for c in candidates_around("sgd", lambda p, rate: torch.optim.SGD(p, lr=rate), 0.1)]
-    ['sgd 0.1', 'sgd 0.033', 'sgd 0.3', 'sgd 0.011', 'sgd 0.9']
-    """
-
-    def one(factor: float) -> Candidate:
-        return Candidate(f"{name} {rate * factor:.2g}", lambda parameters: make(parameters, rate * factor))
-
-    return [one(factor) for factor in (1, 1 / 3, 3, 1 / 9, 9)]
+    **settings: Any,
+) -> Engine:
+    """The engine of one optimizer, by its name, or of those that race. ``settings`` are of the ``UpdateRule``."""
+    racing = candidates_of(optimizer)
+    one = optimizer if isinstance(optimizer, torch.optim.Optimizer) else racing[0].make(model.parameters())
+    rule = UpdateRule(model, loss, one, **settings)
+    return RaceEngine(rule, racing, engine) if racing else choose(engine, rule)
 
 
 @dataclasses.dataclass(slots=True)
@@ -149,7 +102,7 @@ class RaceEngine:
         return self._copies[0].engine.name
 
     @property
-    def leader(self) -> str:
+    def optimizer(self) -> str:
         """The name of the candidate that answers now."""
         return self._leading.name
 
@@ -172,7 +125,7 @@ class RaceEngine:
             each.rule.scoring = self.rule.scoring
         answers: list[tuple[Tensor, Tensor]] = []
         skipped: list[int] = []
-        num_updates = asked = 0
+        num_updates, asked, by_reference = 0, 0, ""
         for first, last in self._pieces(chunk, update_size):
             if self._in_segment >= SEGMENT:
                 if questions is not None:  # of before the segment's end, which come first whatever the cuts
@@ -181,20 +134,27 @@ class RaceEngine:
                 self._end_segment(chunk.start + first)
             piece = chunk.select(slice(first, last))
             self._in_segment += last - first
-            if questions is None:
-                outcome = self._learn(piece, update_size, answers)
-            else:
-                due = int(np.searchsorted(questions.learned_before, last, side="right"))
-                outcome = self._learn_and_answer(piece, update_size, _part(questions, asked, due, first), answers)
-                asked = due
+            try:
+                if questions is None:
+                    outcome = self._learn(piece, update_size, answers)
+                else:
+                    due = int(np.searchsorted(questions.learned_before, last, side="right"))
+                    outcome = self._learn_and_answer(piece, update_size, _part(questions, asked, due, first), answers)
+                    asked = due
+            except MillstreamError as error:
+                learned = first + getattr(error, "num_learned", 0)
+                if not learned:
+                    raise
+                raise LearningError(got=error.got, wanted=error.wanted, do=error.do, num_learned=learned) from error
             num_updates += outcome.num_updates
             skipped += [first + place for place in outcome.skipped]
+            by_reference = by_reference or outcome.by_reference
         if questions is not None:
             self._ask(questions, asked, len(questions.chunk), len(chunk), chunk, answers)
         self._show()
         outputs, losses = (torch.cat(parts) for parts in zip(*answers, strict=True))
         events, self._events = tuple(self._events), []
-        return Outcome(outputs, losses, num_updates, tuple(skipped), events)
+        return Outcome(outputs, losses, num_updates, tuple(skipped), events, by_reference)
 
     def world_changed(self, position: int, reason: str) -> None:
         """All copies run on from where the leader is, and what was known of them counts less."""
@@ -338,7 +298,7 @@ class RaceEngine:
             self._tell(position, "stopped", self._copies[number].name)
         if self.standings.leader != self._told:
             self._told = self.standings.leader
-            self._tell(position, "leads", self.leader)
+            self._tell(position, "leads", self.optimizer)
         if self.standings.is_time_to_reopen():
             self._reopen(position, "it was time", changed=False)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from millstream.contracts import Chunk, Inputs, Outcome, Questions, map_tensors
 from millstream.engines.dropout import KeyedDropout
+from millstream.engines.failures import OF_TORCH, failed_at
 from millstream.engines.randomness import kept_generators, key
 from millstream.engines.rule import Modes, UpdateRule
 from millstream.rows import rows_of
@@ -40,6 +41,10 @@ class ReferenceEngine:
     def learning_rate(self) -> float:
         return float(self.rule.optimizer.param_groups[0]["lr"])
 
+    @property
+    def optimizer(self) -> str:
+        return type(self.rule.optimizer).__name__
+
     def chunk_size(self, update_size: int) -> int:
         """512 to 4,096 records in whole updates: often enough to look up, seldom enough to cost nothing."""
         return max(1, min(4096, max(512, 64 * update_size)) // update_size) * update_size
@@ -50,24 +55,31 @@ class ReferenceEngine:
         outputs: list[Tensor] = []
         losses: list[Tensor] = []
         skipped: list[int] = []
-        num_updates = asked = 0
+        num_updates = asked = learned = first = last = 0
         places = None if chunk.offsets is None else chunk.offsets.tolist()
-        with kept_generators(self._device) as generators, self._dropout.installed():
-            self._modes.train()
-            for first, last in chunk.updates(update_size):
+        try:
+            with kept_generators(self._device) as generators, self._dropout.installed():
+                self._modes.train()
+                for first, last in chunk.updates(update_size):
+                    if questions is not None:
+                        due = int(np.searchsorted(questions.learned_before, last))
+                        asked = self._answer(questions.chunk, asked, due, outputs, losses)
+                    for generator in generators:
+                        generator.manual_seed(key(self.rule.seed, chunk.start + (places[first] if places else first)))
+                    record_outputs, record_losses, left_out = self._update(_part(chunk, first, last))
+                    learned = last
+                    if len(left_out) < last - first:
+                        num_updates += 1
+                        if self.rule.scheduler is not None:
+                            self.rule.scheduler.step()
+                    skipped.extend(first + place for place in left_out)
+                    if questions is None:
+                        outputs.append(record_outputs)
+                        losses.append(record_losses)
                 if questions is not None:
-                    due = int(np.searchsorted(questions.learned_before, last))
-                    asked = self._answer(questions.chunk, asked, due, outputs, losses)
-                for generator in generators:
-                    generator.manual_seed(key(self.rule.seed, chunk.start + (places[first] if places else first)))
-                record_outputs, record_losses, left_out = self._update(_part(chunk, first, last))
-                num_updates += len(left_out) < last - first
-                skipped.extend(first + place for place in left_out)
-                if questions is None:
-                    outputs.append(record_outputs)
-                    losses.append(record_losses)
-            if questions is not None:
-                self._answer(questions.chunk, asked, len(questions.chunk), outputs, losses)
+                    self._answer(questions.chunk, asked, len(questions.chunk), outputs, losses)
+        except OF_TORCH as error:
+            raise failed_at(error, chunk, (first, last), learned) from error
         return Outcome(torch.cat(outputs), torch.cat(losses), num_updates, tuple(skipped))
 
     def predict(self, inputs: Inputs) -> Tensor:
@@ -78,8 +90,15 @@ class ReferenceEngine:
 
     def _update(self, part: Chunk) -> tuple[Tensor, Tensor, list[int]]:
         """One update: the outputs and losses of its B records before it, and the places of those left out of it."""
-        rule = self.rule
         before = [buffer.clone() for buffer in self._buffers]
+        try:
+            return self._try_update(part, before)
+        except OF_TORCH:
+            self._put_back(before)
+            raise
+
+    def _try_update(self, part: Chunk, before: list[Tensor]) -> tuple[Tensor, Tensor, list[int]]:
+        rule = self.rule
         scored = None
         if rule.scoring == "eval" and self._modes.differ:
             scored = self._score(part)
@@ -101,7 +120,7 @@ class ReferenceEngine:
                     self._put_back(before)
                     left_out = list(range(len(part)))
         if len(left_out) < len(part):
-            self._step()
+            rule.optimizer.step()
         return *(scored or (outputs.detach(), losses.detach())), left_out
 
     def _gradient_is_finite(self, losses: Tensor, weights: Tensor | None) -> bool:
@@ -141,11 +160,6 @@ class ReferenceEngine:
         ]
         self._modes.train()
         return bad
-
-    def _step(self) -> None:
-        self.rule.optimizer.step()
-        if self.rule.scheduler is not None:
-            self.rule.scheduler.step()
 
     def _put_back(self, before: list[Tensor]) -> None:
         with torch.no_grad():

@@ -9,13 +9,13 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from millstream.contracts import Loss
 from millstream.errors import ModelError, SettingError
 
-__all__ = ["Modes", "UpdateRule", "step_after_epoch"]
+__all__ = ["Modes", "UpdateRule", "parameter_of", "step_after_epoch"]
 
 _ALL_RECORDS_AT_ONCE = (nn.modules.batchnorm._BatchNorm,)
 _RANDOM_IN_TRAINING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
@@ -102,6 +102,11 @@ class Modes:
                 wanted="layers that are defined for one record",
                 do="use GroupNorm, LayerNorm or a batch size that leaves no single record, or freeze it by .eval()",
             )
+
+
+def parameter_of(model: nn.Module) -> Tensor:
+    """A parameter that shows in which type of number, and where, a model computes."""
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
 
 
 def step_after_epoch(scheduler: LRScheduler, loss: float | None) -> None:

@@ -23,17 +23,17 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from millstream import losses
 from millstream.contracts import Chunk, Engine, Loss, Outcome, map_tensors
 from millstream.engines.choice import choose
-from millstream.engines.rule import UpdateRule
-from millstream.errors import DataError, MillstreamError, ModelError, SettingError
+from millstream.engines.failures import OF_TORCH, failed, num_records, predicted
+from millstream.engines.rule import UpdateRule, parameter_of
+from millstream.errors import DataError, LearningError, MillstreamError, SettingError
 from millstream.rows import by_rows, rows_of
 
 __all__ = ["Updater", "compile"]
 
-_IGNORED = -100  # torch's own mark of a label that has no loss
 _FLOAT32 = np.dtype(np.float32)  # in the order of bytes of this machine
 _DENSE = torch.strided
 _NUMBERS = frozenset({int, float, bool})
-_OF_TORCH = (RuntimeError, TypeError, AttributeError, IndexError, ValueError)
+_DO = "check their width and type; one record has no dimension of records (one=True), and a y that is a number"
 
 
 def compile(
@@ -71,10 +71,7 @@ def compile(
         raise SettingError(
             got="a scheduler that waits for a loss", wanted="one that steps after every update", do="step it yourself"
         )
-    if class_weights is not None:
-        like = _parameter(model)
-        class_weights = torch.as_tensor(class_weights, dtype=like.dtype, device=like.device)
-    resolved = losses.resolve(loss, class_weights)
+    resolved = losses.resolve(loss, class_weights, parameter_of(model))
     rule = UpdateRule(model, resolved, optimizer, scheduler, clip_norm, clip_value, scoring, seed)
     return Updater(rule, choose(engine, rule))
 
@@ -90,17 +87,18 @@ class Updater:
         self.rule = rule
         self.position = 0
         self._engine = engine
-        like = _parameter(rule.model)
+        like = parameter_of(rule.model)
         self._device, self._number = like.device, like.dtype
         self._is_elsewhere = self._device.type != "cpu"
         self._is_plain = not self._is_elsewhere and self._number == torch.float32
         self._label = self._number if rule.loss.task in ("binary", "number") else torch.int64  # of whole numbers
-        self._num_classes = -1  # not looked at yet; 0: the loss is not one of classes
+        self._shape: tuple[int, ...] | None = None  # of the outputs for one record, once it was looked at
+        self._by_reference = ""
 
     @property
     def engine(self) -> str:
-        """The name of the engine that computes the updates."""
-        return self._engine.name
+        """Which engine computed the last updates; ``Outcome.by_reference`` says why where it is another than before."""
+        return "reference" if self._by_reference else self._engine.name
 
     def learn(self, x: Any, y: Any, weights: Any = None, *, update_size: int = 1) -> Outcome:
         """Predicts, scores, then learns; the outcome is of *before* the update.
@@ -113,43 +111,39 @@ class Updater:
         """
         is_one = type(y) in _NUMBERS or getattr(y, "ndim", 1) == 0
         inputs = self._one(x) if is_one else _each(x, self._tensor)
-        if self._num_classes < 0:
-            self._look(inputs)
-        targets = self._one_label(y) if is_one else self._labels(self._tensor(y, "y"))
+        shape = self._look(inputs) if self._shape is None else self._shape
+        targets = self._one_label(y) if is_one else self._tensor(y, "y")
         chunk = Chunk(inputs, targets, None, start=self.position)
+        chunk.targets = losses.fitting_labels(self.rule.loss, chunk, shape, self._number)
+        self._shape = shape
         if weights is not None:
             chunk.weights = self._weights(weights, is_one)
         if not is_one or update_size != 1:
             self._check(chunk, update_size)
         try:
             outcome = self._engine.learn(chunk, update_size)
+        except LearningError as error:
+            self.position += error.num_learned
+            raise
         except MillstreamError:
             raise
-        except _OF_TORCH as error:
-            raise _failed(error, inputs) from error
+        except OF_TORCH as error:
+            raise failed(error, inputs, _DO) from error
         self.position += chunk.span
+        self._by_reference = outcome.by_reference
         return outcome
 
     def predict(self, x: Any, *, one: bool = False) -> Tensor:
         """(N, …) raw outputs of N records in eval mode; with ``one`` those of one, without a dimension of records."""
         inputs = self._one(x) if one else _each(x, self._tensor)
-        try:
-            outputs = self._engine.predict(inputs)
-        except _OF_TORCH as error:
-            raise _failed(error, inputs) from error
-        num = _length(inputs)
-        if not isinstance(outputs, Tensor) or not outputs.ndim or len(outputs) != num:
-            raise _no_rows(outputs, num)
+        outputs = predicted(self._engine, inputs, _DO)
         return outputs[0] if one else outputs
 
-    def _look(self, inputs: Any) -> None:
+    def _look(self, inputs: Any) -> tuple[int, ...]:
         """Predicts the first record that comes: a model that does not fit is refused before it has learned anything."""
-        if not _length(inputs):
+        if not num_records(inputs):
             raise DataError(got="no records", wanted="at least one", do="leave the call out")
-        first = _each(inputs, lambda part: rows_of(part, slice(0, 1)))
-        outputs = self.predict(first)
-        width = outputs.shape[1] if outputs.ndim > 1 else 1
-        self._num_classes = width if self.rule.loss.task == "classes" else 0
+        return tuple(self.predict(_each(inputs, lambda part: rows_of(part, slice(0, 1)))).shape[1:])
 
     def _one(self, x: Any) -> Any:
         """The tensors of one record, with a dimension of records."""
@@ -164,37 +158,8 @@ class Updater:
         """(1,) the label of one record."""
         if type(y) not in _NUMBERS:
             y = y.item()
-        if type(y) is float:
-            if self._num_classes:
-                raise _not_whole("a number with a fraction")
-            dtype = self._number
-        elif self._num_classes:
-            if not 0 <= y < self._num_classes and y != _IGNORED:
-                raise self._refused_label(y)
-            dtype = torch.int64
-        else:
-            dtype = self._label
+        dtype = self._number if type(y) is float else self._label
         return torch.full((1,), y, dtype=dtype, device=self._device)
-
-    def _labels(self, targets: Tensor) -> Tensor:
-        """(N, …) the labels of many."""
-        if targets.is_floating_point():
-            if self._num_classes and targets.ndim == 1:
-                raise _not_whole(f"type {targets.dtype}")
-            return targets if self.rule.loss.task == "other" else targets.to(self._number)
-        targets = targets.to(self._label)
-        if self._num_classes:
-            bad = ((targets < 0) | (targets >= self._num_classes)) & (targets != _IGNORED)
-            if bad.any():
-                raise self._refused_label(int(targets[bad][0]))
-        return targets
-
-    def _refused_label(self, label: int) -> DataError:
-        return DataError(
-            got=f"label {label} at position {self.position} or after it",
-            wanted=f"0 to {self._num_classes - 1}, as the model has {self._num_classes} outputs",
-            do="correct the label, or give the model more outputs",
-        )
 
     def _weights(self, weights: Any, is_one: bool) -> Tensor:
         if is_one and type(weights) in _NUMBERS:
@@ -236,14 +201,6 @@ def _one_row(tensor: Tensor) -> Tensor:
     return by_rows(tensor[None])
 
 
-def _not_whole(labels: str) -> DataError:
-    return DataError(
-        got=f"labels of {labels} for a loss of classes",
-        wanted="whole numbers, or one probability for each class",
-        do="convert them with .long(), or choose another loss",
-    )
-
-
 def _of_array(value: Any, name: str) -> Tensor:
     try:
         array = np.asarray(value)
@@ -276,36 +233,3 @@ def _same_length(part: Tensor, name: str, num: int) -> None:
             wanted="one for each record",
             do="give x and y the same length, or one record without a dimension of records and a y that is a number",
         )
-
-
-def _length(inputs: Any) -> int:
-    part = inputs
-    while not isinstance(part, Tensor):
-        part = next(iter(part.values())) if isinstance(part, dict) else part[0]
-    return len(part) if part.ndim else 0
-
-
-def _parameter(model: nn.Module) -> Tensor:
-    """A parameter that shows the model's type of number and device."""
-    parameters = [p for p in model.parameters() if p.is_floating_point()]
-    return parameters[0] if parameters else torch.empty(0)
-
-
-def _failed(error: Exception, inputs: Any) -> ModelError:
-    shapes: list[str] = []
-    _each(inputs, lambda part: shapes.append(f"shape {tuple(part.shape)} {part.dtype}"))
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ModelError(
-        got=f"a model that fails on inputs of {', '.join(shapes)}: {reason}",
-        wanted="a model for these inputs",
-        do="check their width and type; one record has no dimension of records, and a y that is a number",
-    )
-
-
-def _no_rows(outputs: Any, num: int) -> ModelError:
-    shape = f"of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-    return ModelError(
-        got=f"a model that gives outputs {shape} for {num} records",
-        wanted="a tensor with one row for each record",
-        do="return it from forward(); a record without a dimension of records is predicted with one=True",
-    )

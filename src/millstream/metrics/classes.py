@@ -14,6 +14,7 @@ from torch import Tensor
 
 from millstream.contracts import State
 from millstream.errors import DataError, ModelError
+from millstream.losses import IGNORED
 from millstream.metrics import exact
 from millstream.metrics.baselines import Given, LatestKnown, MajorityBaseline
 from millstream.metrics.curves import RankHistogram
@@ -175,10 +176,13 @@ class ClassMeasures:
         return logits
 
     def _labels(self, targets: Tensor) -> npt.NDArray[np.int64]:
-        return self._as_classes(as_array(targets).reshape(len(targets)))
+        found = as_array(targets)
+        if found.ndim == 2 and found.shape[1] == self._num_classes > 1:  # probabilities: the likeliest
+            return np.where(np.isfinite(found).all(1), found.argmax(1), -1)
+        return self._as_classes(found.reshape(len(targets)))
 
     def _as_classes(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Classes as int64; −1 for none, be it −1 or NaN."""
+        """Classes as int64; −1 for none, be it −1, torch's −100 or NaN."""
         classes = values
         if values.dtype.kind == "f":
             classes = np.where(np.isfinite(values), values, -1).astype(np.int64)
@@ -186,6 +190,7 @@ class ClassMeasures:
         else:
             odd = np.flatnonzero([])
         classes = classes.astype(np.int64, copy=False)
+        classes = np.where(classes == IGNORED, -1, classes) if (classes == IGNORED).any() else classes
         if classes.size and (classes.min() < -1 or classes.max() >= self._num_classes):
             odd = np.flatnonzero((classes < -1) | (classes >= self._num_classes))
         if len(odd):

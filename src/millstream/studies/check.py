@@ -11,22 +11,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 
 from millstream import engines, sources
 from millstream.contracts import Chunk, Engine
-from millstream.engines import ReferenceEngine, Updater, UpdateRule
+from millstream.engines import ReferenceEngine, Updater, UpdateRule, parameter_of
+from millstream.engines.failures import OF_TORCH
 from millstream.errors import DataError, MillstreamError, ModelError, SettingError
 from millstream.learner import Learner
 from millstream.studies.findings import Difference, Findings, Part, advice
-from millstream.studies.lockstep import Differences, Key, cast, differences, number_of, quiet_schedules, twin
+from millstream.studies.lockstep import Differences, Key, cast, differences, quiet_schedules, twin
 from millstream.studies.reordering import ReorderedReference
 from millstream.trainer import Trainer
 
@@ -42,7 +41,6 @@ _POINTS = (10, 50, 200, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 _NUM_REORDERED, _MOST_REORDERED = {torch.float64: 1, torch.float32: 2}, 8
 _COST_REORDERED = 2.5  # of a reordered run, in runs of the reference
 _TIMED_SECONDS = 0.3  # for the speed of each engine
-_OF_TORCH = (RuntimeError, TypeError, AttributeError, IndexError, ValueError)
 
 
 def check(
@@ -83,7 +81,7 @@ def check(
         if rule.scheduler is None or "step" not in str(error):
             raise
         raise SettingError(
-            got=f"a schedule that ends before the comparison does: {str(error).splitlines()[0]}",
+            got=f"a schedule that ends before the comparison does: {str(error.__cause__ or error).splitlines()[0]}",
             wanted="one that goes on as long as records are compared and timed",
             do="compare with a longer one, or with fewer records: --records, num_records",
         ) from error
@@ -109,7 +107,7 @@ def _records(rule: UpdateRule, features: Any, source: Any, num: int) -> Chunk:
     chunk = next(iter(sources.as_source(source).read(size=num)), None)
     if chunk is None or not len(chunk):
         raise DataError(got="no records to check with", wanted="at least one", do="check the name of the data")
-    copied = twin(rule, number_of(rule.model))
+    copied = twin(rule, parameter_of(rule.model).dtype)
     learner = Learner(copied, ReferenceEngine(copied), copy.deepcopy(features))
     chunk = learner.prepare(chunk, learn=True)
     targets = chunk.targets
@@ -121,8 +119,9 @@ def _records(rule: UpdateRule, features: Any, source: Any, num: int) -> Chunk:
     if learner.features is not None and learner.features.scales_targets:
         scaled, _, _ = learner.features.scale_targets(targets.cpu(), learn=True)
         chunk.targets = scaled.to(learner.device)
-    learner.check(cast(chunk, number_of(rule.model)))
-    return chunk
+    fitting = cast(chunk, parameter_of(rule.model).dtype)
+    learner.check(fitting)
+    return dataclasses.replace(chunk, targets=fitting.targets)
 
 
 class _Study:
@@ -163,17 +162,19 @@ class _Study:
         else:
             points = self._points()
             findings.num_updates = points[-1]
-            with _told(findings.notes):
-                for number in (torch.float64, torch.float32):
-                    self._compare(number, points, findings)
-            findings.records_per_second = self._speeds({"reference": ReferenceEngine, self._engine: self._make})
+            for number in (torch.float64, torch.float32):
+                self._compare(number, points, findings)
+            makers: dict[str, Maker] = {"reference": ReferenceEngine}
+            findings.records_per_second = self._speeds(
+                makers | ({self._engine: self._make} if findings.differences else {})
+            )
         findings.judge()
         return findings
 
     def _refusal(self) -> str:
         """Why an engine that is made by a function does not take the rule."""
         try:
-            self._make(twin(self._rule, number_of(self._rule.model)))
+            self._make(twin(self._rule, parameter_of(self._rule.model).dtype))
         except ModelError as error:
             return error.got
         return ""
@@ -182,8 +183,8 @@ class _Study:
         """After how many updates the copies are compared: as many as the data and the time allow."""
         size = self._update_size
         most = -(-len(self._records) // size)
-        rule = twin(self._rule, number_of(self._rule.model))
-        engine, few = ReferenceEngine(rule), cast(self._part(0, 10 * size), number_of(rule.model))
+        rule = twin(self._rule, parameter_of(self._rule.model).dtype)
+        engine, few = ReferenceEngine(rule), cast(self._part(0, 10 * size), parameter_of(rule.model).dtype)
         taken = []
         with quiet_schedules():
             for _ in range(4):  # the first calls take longer
@@ -201,12 +202,16 @@ class _Study:
         makers: dict[str, Maker] = {"reference": ReferenceEngine, self._engine: self._make}
         makers |= {f"reordered {seed}": _reordered(seed) for seed in seeds}
         try:
-            found = differences(self._rule, makers, self._records, points, self._update_size, number)
-        except _OF_TORCH as error:
-            if number == number_of(self._rule.model):
+            found, left = differences(self._rule, makers, self._records, points, self._update_size, number)
+        except OF_TORCH as error:
+            if number == parameter_of(self._rule.model).dtype:
                 raise
             reason = error.got if isinstance(error, MillstreamError) else str(error).splitlines()[0]
             findings.notes.append(f"not compared in {_name(number)}, which the model does not run in: {reason}")
+            return
+        num = min(points[-1] * self._update_size, len(self._records))
+        findings.leave(left[self._engine], num)
+        if left[self._engine].total() == num:  # the reference has been compared with itself
             return
         ours = found.pop(self._engine)
         reordered = _largest(found)
@@ -215,26 +220,26 @@ class _Study:
             if time.monotonic() > self._ends or not _may_be_chance([*findings.differences, *judged], number):
                 break
             more: dict[str, Maker] = {"reference": ReferenceEngine, "reordered": _reordered(seed)}
-            again = differences(self._rule, more, self._records, points, self._update_size, number)
+            again, _ = differences(self._rule, more, self._records, points, self._update_size, number)
             reordered = _largest({"before": reordered, **again})
             judged = [_judged(number, point, ours[point], reordered[point]) for point in points]
         findings.differences += judged
 
     def _speeds(self, makers: dict[str, Maker]) -> dict[str, float]:
         """Records per second of each engine, in the model's own type of number: medians, turn by turn."""
-        number = number_of(self._rule.model)
+        number = parameter_of(self._rule.model).dtype
         records = cast(self._records, number)
         made = {name: make(twin(self._rule, number)) for name, make in makers.items()}
         sizes = {name: engine.chunk_size(self._update_size) for name, engine in made.items()}
         rates: dict[str, list[float]] = {name: [] for name in makers}
         spent = dict.fromkeys(makers, 0.0)
         with quiet_schedules():
-            while min(spent.values()) < _TIMED_SECONDS or min(map(len, rates.values())) < 3:
-                for name, engine in made.items():
+            while due := [name for name in made if spent[name] < _TIMED_SECONDS or len(rates[name]) < 3]:
+                for name in due:
                     part = records.select(slice(0, sizes[name]))
                     part = dataclasses.replace(part, offsets=None, span=-1)
                     started = time.perf_counter()
-                    engine.learn(part, self._update_size)
+                    made[name].learn(part, self._update_size)
                     taken = time.perf_counter() - started
                     spent[name] += taken
                     rates[name].append(len(part) / taken)
@@ -244,26 +249,6 @@ class _Study:
 
     def _part(self, first: int, last: int) -> Chunk:
         return dataclasses.replace(self._records.select(slice(first, last)), offsets=None, span=-1)
-
-
-@contextmanager
-def _told(notes: list[str]) -> Iterator[None]:
-    """Adds what engines log meanwhile, such as which inputs they leave to the reference."""
-
-    def add(record: logging.LogRecord) -> bool:
-        if record.levelno == logging.INFO and record.getMessage() not in notes:
-            notes.append(record.getMessage())
-        return record.levelno >= level  # what would not have been shown is not shown now
-
-    logger = logging.getLogger("millstream")
-    level, before = logger.getEffectiveLevel(), logger.level
-    logger.addFilter(add)
-    logger.setLevel(min(level, logging.INFO))
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        logger.removeFilter(add)
 
 
 def _may_be_chance(judged: list[Difference], number: torch.dtype) -> bool:

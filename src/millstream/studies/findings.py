@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from typing import Any
 
 __all__ = ["Difference", "Findings", "Part", "advice"]
 
 # Where runs that differ in rounding alone are farther apart, a difference proves little.
 _CHAOS = {"float64": 1e-10, "float32": 1e-2}
-# Words of a reason why an engine does not take a rule, and what to change then.
+# Words of a reason why an engine does not take a rule, or leaves records to the reference, and what to change then.
 _ADVICE = (
+    ("more than one record", "check updates of one record (--update-size 1)"),
+    ("autocast", "leave torch.autocast off"),
+    ("labels", "give labels that the loss takes for every record"),
+    ("inputs", "give tensors of float32, float64, int64 or int32, of one length, in the model's type of number"),
     ("optimizer's option", "leave this option of the optimizer out"),
     ("hooks", "take the hooks away while it trains"),
     ("torch.fx", "write forward() without branches on values and types"),
@@ -81,7 +86,7 @@ class Difference:
 
 @dataclasses.dataclass(slots=True)
 class Findings:
-    """The result of a check. ``print(findings)`` shows it; ``is_equal`` is None where the engine declines."""
+    """The result of a check. ``print(findings)`` shows it; ``is_equal`` is None where nothing was compared."""
 
     name: str
     num_records: int
@@ -96,9 +101,20 @@ class Findings:
     differences: list[Difference] = dataclasses.field(default_factory=list)
     records_per_second: dict[str, float] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    left: str = ""  # why the engine left the records to the reference, so that there is nothing to compare
     advice: str = ""
     is_equal: bool | None = None
     verdict: str = ""
+
+    def leave(self, reasons: Counter[str], num_learned: int) -> None:
+        """Notes how many of the records that were learned the engine left to the reference, and why."""
+        if reasons.total() == num_learned:
+            self.left = ", ".join(reasons)
+            self.advice = advice(self.left)
+        elif reasons:
+            share = f"{reasons.total():,} of {num_learned:,} records"
+            note = f"{self.engine} left {share} to the reference: {', '.join(reasons)}"
+            self.notes += [note] if note not in self.notes else []
 
     def judge(self) -> None:
         """Sets ``is_equal`` and ``verdict`` by the differences."""
@@ -108,6 +124,15 @@ class Findings:
                 f"Until then {self.auto} trains it"
             )
             return
+        if not self.differences:
+            self.verdict = (
+                f"nothing was compared, as {self.engine} left these records to the reference: {self.left}; to let it "
+                f"learn them, {self.advice}"
+            )
+            return
+        if self.left:
+            self.notes.append(f"in one type of number {self.engine} left all records to the reference: {self.left}")
+            self.left = self.advice = ""
         beyond = [one for one in self.differences if not one.is_within]
         self.is_equal = not beyond
         if beyond:
@@ -130,8 +155,6 @@ class Findings:
                     f"{_size(first.largest_reordered)} after {first.num_updates:,} updates; the rows before prove"
                 )
         self.verdict = f"{self.engine} equals the reference: {'; '.join(facts)}"
-        if not any(one.largest for one in self.differences):
-            self.notes.append(f"all bits are the same: {self.engine} may leave such updates to the reference")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -150,6 +173,7 @@ class Findings:
             "verdict": self.verdict,
             "differences": [one.to_json() for one in self.differences],
             "records_per_second": self.records_per_second,
+            "left_to_reference": self.left or None,
             "notes": self.notes,
         }
 

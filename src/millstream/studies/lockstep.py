@@ -13,6 +13,7 @@ import dataclasses
 import math
 import pickle
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 
 from millstream.contracts import Chunk, Engine, map_tensors
 from millstream.engines import UpdateRule
-from millstream.errors import ModelError
+from millstream.errors import DataError, ModelError
 
-__all__ = ["Differences", "Key", "cast", "differences", "number_of", "quiet_schedules", "twin"]
+__all__ = ["Differences", "Key", "cast", "differences", "quiet_schedules", "twin"]
 
 Key: TypeAlias = tuple[str, str]
 """What a tensor is (``weights``, ``predictions`` or ``optimizer``) and its name."""
@@ -33,11 +34,6 @@ Differences: TypeAlias = dict[int, dict[Key, float]]
 """After so many updates: ‖a − b‖ of each tensor, over the largest ‖b‖ that it has had so far."""
 
 _SMALLEST = 1e-30  # below it, numbers of float32 lose their digits
-
-
-def number_of(model: nn.Module) -> torch.dtype:
-    """The type of number that a model computes in: that of its first parameter that has one."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def twin(rule: UpdateRule, number: torch.dtype) -> UpdateRule:
@@ -86,8 +82,11 @@ def differences(
     points: list[int],
     update_size: int,
     number: torch.dtype,
-) -> dict[str, Differences]:
-    """How far each engine is from the first of ``makers`` after each number of updates in ``points``."""
+) -> tuple[dict[str, Differences], dict[str, Counter[str]]]:
+    """How far each engine is from the first of ``makers`` after each number of updates in ``points``.
+
+    Also how many records each of them left to the reference, by reason. Raises ``DataError`` where none was learned.
+    """
     records = cast(records, number)
     runs = {name: _Run(make, twin(rule, number)) for name, make in makers.items()}
     first, *others = runs
@@ -105,7 +104,13 @@ def differences(
             for name in others:
                 found[name][point] = _apart(runs[name].tensors(), wanted, largest)
             done = point
-    return found
+    if not runs[first].num_updates:
+        raise DataError(
+            got=f"{len(records):,} records, of which none has a loss and a gradient that are finite",
+            wanted="records that can be learned, as there is nothing else to compare",
+            do="check the data for NaN and infinity, and the labels; with named columns, try nonfinite='impute'",
+        )
+    return found, {name: runs[name].by_reference for name in others}
 
 
 class _Run:
@@ -115,7 +120,8 @@ class _Run:
         self._rule, self._engine = rule, make(rule)
         self._names = {id(p): name for name, p in rule.model.named_parameters()}
         self._outputs = torch.empty(0)
-        self._num_skipped = 0
+        self._num_skipped = self.num_updates = 0
+        self.by_reference: Counter[str] = Counter()  # records, by the reason why
 
     def learn(self, records: Chunk, part: slice, update_size: int) -> None:
         """Learns a part of the records in chunks of the size that the engine likes, as a trainer does."""
@@ -126,6 +132,9 @@ class _Run:
             chunk = dataclasses.replace(chunk, offsets=None, span=-1, start=first)
             outcome = self._engine.learn(chunk, update_size)
             self._num_skipped += len(outcome.skipped)
+            self.num_updates += outcome.num_updates
+            if outcome.by_reference:
+                self.by_reference[outcome.by_reference] += len(chunk)
             kept = torch.ones(len(chunk), dtype=torch.bool)
             kept[list(outcome.skipped)] = False  # what was left out may have any output
             outputs.append(outcome.outputs.detach().cpu()[kept])

@@ -88,12 +88,17 @@ class ReorderedReference:
     name = "reordered"
 
     def __init__(self, rule: UpdateRule, seed: int) -> None:
+        self.rule = rule
         model = _InHalves(rule.model, SumsInHalves(seed))
         self._engine = ReferenceEngine(dataclasses.replace(rule, model=model))
 
     @property
     def learning_rate(self) -> float:
         return self._engine.learning_rate
+
+    @property
+    def optimizer(self) -> str:
+        return self._engine.optimizer
 
     def chunk_size(self, update_size: int) -> int:
         return self._engine.chunk_size(update_size)
