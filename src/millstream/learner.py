@@ -132,7 +132,10 @@ class Learner:
                 wanted="one output, since targets are scaled",
                 do="give the model one output, or tensors in place of named columns",
             )
-        width, wanted = outputs.shape[-1] if self.shape else 1, self.features.num_outputs if self.features else None
+        width, wanted = (
+            outputs.shape[-1] if self.shape else 1,
+            self.features.num_outputs if self.features is not None else None,
+        )
         if self.rule.loss.task == "classes" and wanted is not None and width != wanted:
             raise ModelError(
                 got=f"a model with {width} outputs for {wanted} classes",
