@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from millstream.engines.factored import FactoredRMSprop
 from millstream.engines.kernels import steps
 from millstream.engines.rule import UpdateRule
 
-__all__ = ["OptimizerState", "Schedule", "bytes_moved", "hooks", "kind_of", "refused", "takes_rows"]
+__all__ = ["OptimizerState", "Schedule", "bytes_moved", "hooks", "kind_of", "refused", "tables_by_rows", "takes_rows"]
 
 _KINDS: dict[type[torch.optim.Optimizer], int] = {
     torch.optim.SGD: steps.SGD,
@@ -26,6 +27,7 @@ _KINDS: dict[type[torch.optim.Optimizer], int] = {
     torch.optim.AdamW: steps.ADAMW,
     torch.optim.Adagrad: steps.ADAGRAD,
     torch.optim.RMSprop: steps.RMSPROP,
+    FactoredRMSprop: steps.FACTORED,
 }
 # The options that a parameter group may have, and the dial that each is. Others must be off.
 _DIALS = {
@@ -71,9 +73,15 @@ def refused(rule: UpdateRule) -> str:
             return "the optimizer's option differentiable"
         if group.get("decoupled_weight_decay") and type(optimizer) is torch.optim.Adam:
             return "the optimizer's option decoupled_weight_decay"
+    if isinstance(optimizer, FactoredRMSprop) and not _stays_of_rank_one(rule):
+        return "weight decay or clipping by value under FactoredRMSprop"
     if any(hooks(optimizer)):
         return "hooks of the optimizer"
     return _refused_tables(rule)
+
+
+def _stays_of_rank_one(rule: UpdateRule) -> bool:
+    return rule.clip_value is None and not any(group["weight_decay"] for group in rule.optimizer.param_groups)
 
 
 def _refused_tables(rule: UpdateRule) -> str:
@@ -83,7 +91,7 @@ def _refused_tables(rule: UpdateRule) -> str:
         group = (
             groups.get(id(part.weight)) if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse else None
         )
-        if group is not None and not takes_rows(rule.optimizer, group):
+        if group is not None and not takes_rows(rule.optimizer, group, is_sparse=True):
             return f"sparse gradients under {type(rule.optimizer).__name__} with these options"
     return ""
 
@@ -93,8 +101,10 @@ def hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
     return [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
 
 
-def takes_rows(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Whether a step changes only those rows of a table that have a gradient."""
+def takes_rows(optimizer: torch.optim.Optimizer, group: dict[str, Any], *, is_sparse: bool) -> bool:
+    """Whether a step changes only those rows of a table that have a gradient; ``is_sparse`` says how that is kept."""
+    if isinstance(optimizer, FactoredRMSprop):
+        return is_sparse and not group["weight_decay"]
     if isinstance(optimizer, torch.optim.SGD):
         return not group["momentum"] and not group["weight_decay"]
     return isinstance(optimizer, torch.optim.Adagrad) and not group["weight_decay"] and group["eps"] > 0  # 0 / 0
@@ -111,18 +121,34 @@ def bytes_moved(rule: UpdateRule) -> float:
     for part in rule.model.modules():
         for parameter in part.parameters(recurse=False):
             group = groups.get(id(parameter))
-            if group and isinstance(part, nn.Embedding | nn.EmbeddingBag) and takes_rows(optimizer, group):
+            is_table = isinstance(part, nn.Embedding | nn.EmbeddingBag)
+            if group and is_table and takes_rows(optimizer, group, is_sparse=part.sparse):  # type: ignore[arg-type]
                 continue
-            num_arrays = 1 + sum(map(bool, _names_of_state(kind_of(optimizer), group) if group else []))
+            num_arrays = 1 + sum(size == parameter.numel() for _, size in _state_of(optimizer, group or {}, parameter))
             is_kernel = isinstance(part, nn.Conv1d | nn.Conv2d) and parameter.ndim > 1
             times = num_arrays + (_OF_A_CONVOLUTION if is_kernel else 0)
             found += 2.0 * times * parameter.numel() * parameter.element_size()
     return found
 
 
-def _names_of_state(kind: int, group: dict[str, Any]) -> list[str]:
-    """The state of a parameter of this group in the order of the kernel's places; empty for what there is not."""
-    return [name if not option or group[option] else "" for name, option in _STATE[kind]]
+def tables_by_rows(model: nn.Module) -> set[int]:
+    """The identities of tables whose gradients are sparse."""
+    tables = [part for part in model.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse]
+    return {id(part.weight) for part in tables}
+
+
+def _state_of(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor, *, by_rows: bool = False
+) -> list[tuple[str, int]]:
+    """Name and size of a parameter's state in the order of the kernel's places; "" for what there is not."""
+    if isinstance(optimizer, FactoredRMSprop):
+        if by_rows:
+            return [("row_mean", len(parameter))]
+        if parameter.ndim > 1:
+            return [("row_mean", len(parameter)), ("column_mean", parameter.numel() // max(1, len(parameter)))]
+        return [("square_mean", parameter.numel())]
+    names = [name if group and (not option or group[option]) else "" for name, option in _STATE[kind_of(optimizer)]]
+    return [(name, parameter.numel() if name else 0) for name in names]
 
 
 class OptimizerState:
@@ -139,6 +165,7 @@ class OptimizerState:
             number for number, p in enumerate(parameters) if p.requires_grad and self.groups[number] is not None
         ]
         self.counts = np.zeros(len(parameters))
+        self._by_rows = tables_by_rows(rule.model)
         self._taken: list[tuple[int, dict[str, Any]]] = []
 
     def signature(self) -> tuple[Any, ...]:
@@ -168,18 +195,20 @@ class OptimizerState:
         for number in self.trained:
             parameter, group = self._parameters[number], self.groups[number]
             assert group is not None
-            names = _names_of_state(self.kind, group)
-            if not any(names):
+            by_rows = id(parameter) in self._by_rows
+            found = _state_of(self._optimizer, group, parameter, by_rows=by_rows)
+            if not any(name for name, _ in found):
                 continue
             state = self._optimizer.state[parameter]
             self._taken.append((number, state))
             self.counts[number] = self._count(state, parameter)
-            for place, name in enumerate(names):
+            for place, (name, size) in enumerate(found):
                 if name:
                     held = state.get(name)
                     if held is None:
-                        held = state[name] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-                    if held.dtype != parameter.dtype or held.shape != parameter.shape or not held.is_contiguous():
+                        shape = (size,) if name in ("row_mean", "column_mean") else parameter.shape
+                        held = state[name] = parameter.new_zeros(shape)
+                    if held.dtype != parameter.dtype or held.numel() != size or not held.is_contiguous():
                         return False
                     places[number, place] = held.data_ptr()
         return True
@@ -187,6 +216,8 @@ class OptimizerState:
     def _count(self, state: dict[str, Any], parameter: nn.Parameter) -> float:
         if self.kind == steps.SGD:
             return 0.0 if state.get("momentum_buffer") is None else 1.0
+        if self.kind == steps.FACTORED:
+            return 1.0 if state else 0.0
         if "step" not in state:
             state["step"] = torch.tensor(0.0, dtype=torch.get_default_dtype())
         return float(state["step"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from millstream.contracts import Inputs
 from millstream.engines.graph import Operation, Tape, Value, root_of
 from millstream.engines.kernels import convolution, dense, layout, steps, tables
-from millstream.engines.optimizers import OptimizerState, takes_rows
+from millstream.engines.optimizers import OptimizerState, tables_by_rows, takes_rows
 from millstream.engines.randomness import scale_of
 from millstream.engines.rule import UpdateRule
 
@@ -43,6 +43,7 @@ class Program:
         self._index = {name: place for place, name in enumerate(tape.values)}
         self._rooms: list[Tensor] = []  # whatever the tables point to
         self._gradients: dict[int, Tensor] = {}
+        self._by_rows = tables_by_rows(rule.model)
         values = list(tape.values.values())
         read = {name for op in tape.operations for name in (op.source, op.other)}
         self.input_values = [value for value in values if value.path is not None and value.name in read]
@@ -195,7 +196,7 @@ class Program:
         assert group is not None
         if (
             kinds == {layout.EMBEDDING}
-            and takes_rows(self._rule.optimizer, group)
+            and takes_rows(self._rule.optimizer, group, is_sparse=id(parameter) in self._by_rows)
             and (num_uses == 1 or not self.gathers)
         ):
             return layout.SPARSE
@@ -204,7 +205,8 @@ class Program:
                 return layout.VECTOR
             if not readers[0].other:
                 return layout.OUTER
-            return layout.SPARSE if takes_rows(self._rule.optimizer, group) else layout.DENSE
+            by_columns = takes_rows(self._rule.optimizer, group, is_sparse=False)
+            return layout.SPARSE if by_columns else layout.DENSE
         return layout.DENSE
 
     def _allot(self, size: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -244,7 +246,10 @@ class Program:
     def _scratch(self, row: npt.NDArray[np.int64], op: Operation) -> None:
         """Room that an operation keeps from its forward to its backward pass."""
         size = self.tape.values[op.output].size
-        if op.kind == layout.DROPOUT:
+        if op.kind == layout.LINEAR and self.state.kind == steps.FACTORED:
+            row[layout.SCRATCH] = self._allot(size).data_ptr()
+            row[layout.SECOND_SCRATCH] = self._allot(self.tape.values[op.source].size).data_ptr()
+        elif op.kind == layout.DROPOUT:
             row[layout.SCRATCH] = self._allot(size).data_ptr()
         elif op.kind in (layout.LAYER_NORM, layout.RMS_NORM):
             row[layout.SCRATCH] = self._allot(op.code).data_ptr()

@@ -13,7 +13,7 @@ from typing import Any
 from millstream.engines.kernels import rows
 from millstream.engines.kernels.compiled import compiled, inlined, view
 from millstream.engines.kernels.layout import FIRST, PLACE, SECOND, THIRD
-from millstream.engines.kernels.steps import RATE, SIGN, is_plain, step
+from millstream.engines.kernels.steps import FACTORED, RATE, SIGN, is_plain, step
 
 __all__ = ["GROUP", "add_outer", "step_and_forward"]
 
@@ -42,7 +42,7 @@ def step_and_forward(
     room: Any,
 ) -> Any:
     """One step by the gradient δ xᵀ of the record before, then out += W x. ``parameter`` is a row of the table."""
-    if is_plain(optimizer, dials):
+    if optimizer == FACTORED or is_plain(optimizer, dials):
         rate = room.dtype.type(dials[SIGN] * dials[RATE])
         steps_O = room[: delta_O.shape[0]]
         for o in range(delta_O.shape[0]):

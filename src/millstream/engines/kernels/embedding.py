@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from millstream.engines.kernels.compiled import compiled
+from millstream.engines.kernels.factored import step_row
 from millstream.engines.kernels.layout import BAG_MEAN, EACH
-from millstream.engines.kernels.steps import RATE, SGD, SIGN, step
+from millstream.engines.kernels.steps import FACTORED, RATE, SGD, SIGN, step
 
 __all__ = ["add_rows", "look_up", "squared_norm_of_rows", "step_rows"]
 
@@ -138,6 +139,7 @@ def step_rows(
     first_VE: Any,
     second_VE: Any,
     third_VE: Any,
+    means_V: Any,
     ids_K: Any,
     factors_K: Any,
     nothing: Any,
@@ -148,7 +150,7 @@ def step_rows(
     gathers: Any,
     gradient_E: Any,
 ) -> Any:
-    """One step of the rows that occur."""
+    """One step of the rows that occur. Factored means are one for each row: the first of the state, as a vector."""
     share = _share(how, ids_K, nothing, table_VE.dtype.type)
     if optimizer == SGD and not gathers:
         _descend(
@@ -158,7 +160,10 @@ def step_rows(
     for k in range(ids_K.shape[0]):
         row = ids_K[k]
         if row != nothing and _gradient_of(how, k, share, ids_K, factors_K, delta, scale, gathers, gradient_E):
-            step(optimizer, table_VE[row], gradient_E, first_VE[row], second_VE[row], third_VE[row], dials, terms)
+            if optimizer == FACTORED:
+                step_row(table_VE[row], gradient_E, means_V, row, dials)
+            else:
+                step(optimizer, table_VE[row], gradient_E, first_VE[row], second_VE[row], third_VE[row], dials, terms)
 
 
 @compiled

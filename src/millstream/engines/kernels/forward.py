@@ -52,7 +52,9 @@ from millstream.engines.kernels.layout import (
     TAKE,
     WEIGHT,
 )
+from millstream.engines.kernels.steps import FACTORED
 from millstream.engines.kernels.tables import (
+    OPTIMIZER,
     argument_of,
     geometry_of,
     operations_of,
@@ -126,6 +128,9 @@ def _linear(operation: Any, network: Any, turn: Any, pending: Any, x: Any, out: 
         copy(view(parameters[bias, PLACE], out.shape[0], like), out)
     if pending and parameters[weight, FORM] == OUTER:
         before = view(values[1 - turn, source], sizes[source], like)
+        if network[OPTIMIZER] == FACTORED:
+            delta = view(operation[SCRATCH], out.shape[0], like)
+            before = view(operation[SECOND_SCRATCH], before.shape[0], like)
         step_matrix(weight, network, delta, before, x, out, like)
     elif operation[OTHER] >= 0:
         columns.forward(parameters[weight], columns_of(operation, network, turn), x, out)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from millstream.engines.kernels import blocks, columns
+from millstream.engines.kernels import blocks, columns, factored
 from millstream.engines.kernels.backward import backward
 from millstream.engines.kernels.compiled import borrowed, compiled, copy, inlined, is_compiled_before, view
 from millstream.engines.kernels.forward import forward
@@ -30,11 +30,14 @@ from millstream.engines.kernels.layout import (
     OUTPUT,
     PLACE,
     ROWS,
+    SCRATCH,
+    SECOND,
+    SECOND_SCRATCH,
     SPARSE,
     WEIGHT,
 )
 from millstream.engines.kernels.losses import CROSS_ENTROPY, cross_entropy, loss_of_numbers
-from millstream.engines.kernels.steps import NUM_DIALS
+from millstream.engines.kernels.steps import FACTORED, NUM_DIALS
 from millstream.engines.kernels.tables import (
     ALL_DIALS,
     BLOCK_SIZE,
@@ -53,6 +56,7 @@ from millstream.engines.kernels.tables import (
     NUM_PARAMETERS,
     NUM_RECORDS,
     NUMBERS,
+    OPTIMIZER,
     PRODUCTS,
     SCORES_IN_TRAINING,
     block_matrix,
@@ -286,6 +290,8 @@ def _take_steps(network: Any, turn: Any, scale: Any, like: Any) -> Any:
                     delta[i] *= scale
             if parameters[operation[WEIGHT], FORM] == SPARSE:
                 step_columns_of(operation, network, turn, like)
+            elif network[OPTIMIZER] == FACTORED and parameters[operation[WEIGHT], FORM] == OUTER:
+                factored.scale_pending(operation, network, turn, like)
         elif operation[KIND] == EMBEDDING and parameters[operation[WEIGHT], FORM] == SPARSE:
             step_rows_of(operation, network, turn, scale, like)
     for q in range(parameters.shape[0]):
@@ -294,7 +300,11 @@ def _take_steps(network: Any, turn: Any, scale: Any, like: Any) -> Any:
             if scale != 1:
                 for i in range(gradient.shape[0]):
                     gradient[i] *= scale
-            step_vector(q, network, gradient, like)
+            if network[OPTIMIZER] == FACTORED and parameters[q, SECOND] != parameters[q, PLACE]:
+                counts_of(network)[q] += 1
+                factored.step_matrix(q, network, gradient, like)
+            else:
+                step_vector(q, network, gradient, like)
 
 
 @compiled
@@ -316,4 +326,8 @@ def _flush(network: Any, turn: Any, is_blocked: Any, like: Any) -> Any:
         step_bias(operation, network, delta, like)
         if parameters[weight, FORM] == OUTER and not (is_blocked and p == 0):
             x = view(values[turn, source], sizes[source], like)
-            step_matrix(weight, network, delta, x, x, room_of(network, 1, like)[: delta.shape[0]], like)
+            before = x
+            if network[OPTIMIZER] == FACTORED:
+                delta = view(operation[SCRATCH], delta.shape[0], like)
+                before = view(operation[SECOND_SCRATCH], x.shape[0], like)
+            step_matrix(weight, network, delta, before, x, room_of(network, 1, like)[: delta.shape[0]], like)

@@ -10,9 +10,21 @@ from typing import Any
 
 from millstream.engines.kernels.compiled import compiled, inlined
 
-__all__ = ["ADAGRAD", "ADAM", "ADAMW", "NUM_DIALS", "NUM_TERMS", "RMSPROP", "SGD", "is_plain", "prepare", "step"]
+__all__ = [
+    "ADAGRAD",
+    "ADAM",
+    "ADAMW",
+    "FACTORED",
+    "NUM_DIALS",
+    "NUM_TERMS",
+    "RMSPROP",
+    "SGD",
+    "is_plain",
+    "prepare",
+    "step",
+]
 
-SGD, ADAM, ADAMW, ADAGRAD, RMSPROP = range(5)
+SGD, ADAM, ADAMW, ADAGRAD, RMSPROP, FACTORED = range(6)
 (
     RATE,
     DECAY,
@@ -67,7 +79,7 @@ def step(
         _sgd(weights_I, gradient_I, first_I, dials, terms)
     elif optimizer == ADAGRAD:
         _adagrad(weights_I, gradient_I, first_I, dials, terms)
-    elif optimizer == RMSPROP:
+    elif optimizer == RMSPROP or optimizer == FACTORED:  # of a vector
         _rmsprop(weights_I, gradient_I, first_I, second_I, third_I, dials)
     else:
         _adam(optimizer == ADAMW, weights_I, gradient_I, first_I, second_I, third_I, dials, terms)

@@ -142,6 +142,7 @@ def step_rows_of(operation: Any, network: Any, turn: Any, scale: Any, like: Any)
         matrix(parameters[weight, FIRST], num_rows, num_columns, like),
         matrix(parameters[weight, SECOND], num_rows, num_columns, like),
         matrix(parameters[weight, THIRD], num_rows, num_columns, like),
+        view(parameters[weight, FIRST], num_rows, like),
         view(values[turn, source], sizes[source], sizes),
         view(values[turn, max(other, 0)], sizes[other] if other >= 0 else 0, like),
         operation[EXTRA],
