@@ -20,7 +20,8 @@ __all__ = ["Standings"]
 KEPT = 0.9995  # of what counts, from one record to the next: the last 2,000 records weigh most
 _KEPT_AT_REOPENING = 0.2  # of what was known when the copies run again
 _ENOUGH = 1000  # records that count, before a copy may be stopped
-_SURE = 4.0  # standard errors
+_SURE = 6.0  # standard errors; scores of neighbours in time are alike, so that these are too small
+_AHEAD = 3.0  # of a sum of scores, for another copy to take the lead
 _FIRST_PAUSE = 5000  # records until the copies that were stopped run again; doubled as long as nothing changes
 
 
@@ -52,9 +53,7 @@ class Standings:
         sums = np.cumsum(np.where(self.running[:, None], self._segment, 0.0) / powers[1:], axis=1)
         before = powers * np.concatenate([self._sums[:, None], self._sums[:, None] + sums], axis=1)[:, : size + 1]
         before[~self.running] = np.inf
-        leaders: npt.NDArray[np.intp] = before[:, size - num :].argmin(axis=0)
-        if self._weight == 0 and size == num:
-            leaders[0] = self.leader
+        leaders = self._follow(before[:, size - num :])
         self.leader = int(leaders[-1])
         return leaders
 
@@ -109,6 +108,19 @@ class Standings:
     def load_state_dict(self, state: State) -> None:
         for name in vars(self):
             setattr(self, name, _own(state[name.lstrip("_")]))
+
+    def _follow(self, sums_KN: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+        """Who leads at each of these sums: whoever led before them, until another one is ahead by enough."""
+        best_N = sums_KN.min(axis=0)
+        leaders = np.empty(len(best_N), np.intp)
+        leader, first = self.leader, 0
+        while True:
+            is_behind = sums_KN[leader, first:] - best_N[first:] > _AHEAD
+            last = first + int(is_behind.argmax()) if is_behind.any() else len(best_N)
+            leaders[first:last] = leader
+            if last == len(best_N):
+                return leaders
+            leader, first = int(sums_KN[:, last].argmin()), last
 
     def _is_beaten(self, number: int) -> bool:
         """Whether a copy is worse than the leader by more than chance can explain, in paired differences."""
