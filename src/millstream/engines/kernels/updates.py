@@ -75,12 +75,13 @@ def _any_step_vector(parameter: Any, network: Any, gradient: Any, like: Any) -> 
 
 
 @inlined
-def step_bias(operation: Any, network: Any, delta: Any, like: Any) -> Any:
-    """The bias of a Linear takes the step that the record before left pending, if it is stepped in this way."""
-    bias = operation[BIAS]
+def step_bias(operation: Any, network: Any, turn: Any, like: Any) -> Any:
+    """The bias of a Linear takes the step that the record at ``turn`` left pending, if it is stepped in this way."""
+    bias, output = operation[BIAS], operation[OUTPUT]
     if bias >= 0 and parameters_of(network)[bias, FORM] == VECTOR:
-        gradient = room_of(network, 0, like)[: delta.shape[0]]
-        copy(delta, gradient)
+        size = sizes_of(network)[output]
+        gradient = room_of(network, 0, like)[:size]
+        copy(view(slopes_of(network)[turn, output], size, like), gradient)
         step_vector(bias, network, gradient, like)
 
 
