@@ -260,7 +260,7 @@ def test_a_schedule_that_steps_after_every_record_equals_the_reference(
 @given(
     parts=st.lists(st.sampled_from(["linear", "relu", "gelu", "norm", "rms", "drop", "skip"]), min_size=1, max_size=6),
     optimizer=st.sampled_from(sorted(OPTIMIZERS)),
-    width=st.integers(2, 9),
+    width=st.integers(3, 9),  # the norm of 2 numbers is ±1: its gradient is rounding, which Adam divides by itself
     clip=st.sampled_from([None, 0.2]),
     seed=st.integers(0, 99),
 )

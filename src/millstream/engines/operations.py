@@ -89,7 +89,7 @@ def _line_of_linear(node: fx.Node, reader: Any, weight: Tensor, bias: Tensor | N
         raise Unknown(f"{node.name} is applied to several rows of a record")
     if source.is_sparse:
         numbers, columns = reader.numbers_and_columns(source)
-        return {"kind": layout.LINEAR, "source": numbers, "other": columns, "weight": weight, "bias": bias}
+        return {"kind": layout.LINEAR_OF_COLUMNS, "source": numbers, "other": columns, "weight": weight, "bias": bias}
     return {"kind": layout.LINEAR, "source": reader.value(first_argument(node)).name, "weight": weight, "bias": bias}
 
 

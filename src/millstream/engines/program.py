@@ -48,7 +48,7 @@ class Program:
         read = {name for op in tape.operations for name in (op.source, op.other)}
         self.input_values = [value for value in values if value.path is not None and value.name in read]
         sizes = np.array([0 if value.is_sparse else value.size for value in values], np.int64)
-        sparse = {id(op.weight) for op in tape.operations if op.kind == layout.LINEAR and op.other}
+        sparse = {id(op.weight) for op in tape.operations if op.kind == layout.LINEAR_OF_COLUMNS}
         of_rows = [4 * p.numel() // len(p) for p in self.parameters if p.ndim > 1 and id(p) not in sparse]
         self._room = self._allot(2 * (max(dense.GROUP, int(sizes.max()), *of_rows) + 16)).numpy().reshape(2, -1)
         self._terms = np.zeros(steps.NUM_TERMS)
@@ -200,10 +200,10 @@ class Program:
             and (num_uses == 1 or not self.gathers)
         ):
             return layout.SPARSE
-        if kinds == {layout.LINEAR} and num_uses == 1:
+        if kinds <= {layout.LINEAR, layout.LINEAR_OF_COLUMNS} and num_uses == 1:
             if readers[0].bias is parameter:
                 return layout.VECTOR
-            if not readers[0].other:
+            if kinds == {layout.LINEAR}:
                 return layout.OUTER
             by_columns = takes_rows(self._rule.optimizer, group, is_sparse=False)
             return layout.SPARSE if by_columns else layout.DENSE

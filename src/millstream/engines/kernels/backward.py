@@ -41,6 +41,7 @@ from millstream.engines.kernels.layout import (
     KIND,
     LAYER_NORM,
     LINEAR,
+    LINEAR_OF_COLUMNS,
     MAX_POOL,
     MULTIPLY,
     MULTIPLY_PARAMETER,
@@ -93,7 +94,7 @@ def backward(network: Any, turn: Any, like: Any) -> Any:
         slope = view(slopes[turn, source], sizes[source], like)
         x = view(values[turn, source], sizes[source], like)
         if kind == LINEAR:
-            total += _linear_back(operation, network, turn, delta, x, slope, like)
+            total += _linear_back(operation, parameters_of(network), delta, x, slope, like)
         elif kind == ACTIVATION:
             y = view(values[turn, output], sizes[output], like)
             _activation_back(operation, argument_of(network, p), x, y, delta, slope, room_of(network, 0, like))
@@ -106,6 +107,8 @@ def backward(network: Any, turn: Any, like: Any) -> Any:
             _spatial_back(p, network, delta, slope, like)
         elif kind == LAYER_NORM or kind == RMS_NORM:
             _norm_back(operation, parameters_of(network), delta, slope, like)
+        elif kind == LINEAR_OF_COLUMNS:
+            total += _linear_of_columns_back(operation, network, turn, delta, x, like)
         elif kind == MULTIPLY or kind == MULTIPLY_PARAMETER or kind == TAKE or kind == SUM:
             _elements_back(p, network, turn, delta, x, slope, like)
         else:
@@ -161,34 +164,59 @@ def _activation_back(operation: Any, argument: Any, x: Any, y: Any, delta: Any, 
 
 
 @inlined
-def _linear_back(operation: Any, network: Any, turn: Any, delta: Any, x: Any, slope: Any, like: Any) -> Any:
+def _linear_back(operation: Any, parameters: Any, delta: Any, x: Any, slope: Any, like: Any) -> Any:
     """The slope of the inputs, and the squared norm of those gradients that are never made."""
-    parameters = parameters_of(network)
-    weight, bias = operation[WEIGHT], operation[BIAS]
-    total, squared_delta, squared_input = 0.0, 0.0, 0.0
-    for o in range(delta.shape[0]):
-        squared_delta += np.float64(delta[o]) * delta[o]
-    form = parameters[weight, FORM]
-    if form == OUTER or form == SPARSE:
-        for i in range(x.shape[0]):
-            squared_input += np.float64(x[i]) * x[i]
-        if squared_delta != 0:
-            total += like.dtype.type(squared_delta * squared_input)  # infinite where torch's sum is
-        elif not squared_input < np.inf:  # 0 times a square that overflows is 0; 0 times infinity is not
-            for i in range(x.shape[0]):
-                total += 0.0 if abs(x[i]) < np.inf else np.inf
-    elif form == DENSE:
+    weight, squared_delta = operation[WEIGHT], _squared_norm(delta)
+    total = _bias_back(operation, parameters, delta, squared_delta, like)
+    if parameters[weight, FORM] == OUTER:
+        total += _squared_norm_of_outer(squared_delta, x, like)
+    elif parameters[weight, FORM] == DENSE:
+        dense.add_outer(delta, x, matrix(parameters[weight, GRADIENT], delta.shape[0], x.shape[0], like))
+    if operation[INPUT_SLOPE] >= 0:
+        rows.backward(parameters[weight, PLACE], delta, slope, operation[INPUT_SLOPE] == ADDS)
+    return total
+
+
+@compiled
+def _linear_of_columns_back(operation: Any, network: Any, turn: Any, delta: Any, x: Any, like: Any) -> Any:
+    """The same for a sparse row, whose slope nobody wants."""
+    parameters, weight, squared_delta = parameters_of(network), operation[WEIGHT], _squared_norm(delta)
+    total = _bias_back(operation, parameters, delta, squared_delta, like)
+    if parameters[weight, FORM] == SPARSE:
+        total += _squared_norm_of_outer(squared_delta, x, like)
+    elif parameters[weight, FORM] == DENSE:
         gradient = matrix(parameters[weight, GRADIENT], delta.shape[0], parameters[weight, COLUMNS], like)
-        if operation[OTHER] >= 0:
-            columns.add_outer(columns_of(operation, network, turn), x, delta, gradient)
-        else:
-            dense.add_outer(delta, x, gradient)
+        columns.add_outer(columns_of(operation, network, turn), x, delta, gradient)
+    return total
+
+
+@inlined
+def _squared_norm(values: Any) -> Any:
+    total = 0.0
+    for i in range(values.shape[0]):
+        total += np.float64(values[i]) * values[i]
+    return total
+
+
+@inlined
+def _squared_norm_of_outer(squared_delta: Any, x: Any, like: Any) -> Any:
+    """That of δ xᵀ."""
+    squared_input, total = _squared_norm(x), 0.0
+    if squared_delta != 0:
+        total += like.dtype.type(squared_delta * squared_input)  # infinite where torch's sum is
+    elif not squared_input < np.inf:  # 0 times a square that overflows is 0; 0 times infinity is not
+        for i in range(x.shape[0]):
+            total += 0.0 if abs(x[i]) < np.inf else np.inf
+    return total
+
+
+@inlined
+def _bias_back(operation: Any, parameters: Any, delta: Any, squared_delta: Any, like: Any) -> Any:
+    bias, total = operation[BIAS], 0.0
     if bias >= 0 and parameters[bias, FORM] == VECTOR:
         total += like.dtype.type(squared_delta)
     elif bias >= 0 and parameters[bias, FORM] == DENSE:
         _pass_on(delta, vector_of(bias, parameters, GRADIENT, like), ADDS)
-    if operation[INPUT_SLOPE] >= 0:
-        rows.backward(parameters[weight, PLACE], delta, slope, operation[INPUT_SLOPE] == ADDS)
     return total
 
 

@@ -37,6 +37,7 @@ from millstream.engines.kernels.layout import (
     KIND,
     LAYER_NORM,
     LINEAR,
+    LINEAR_OF_COLUMNS,
     MAX_POOL,
     MULTIPLY,
     MULTIPLY_PARAMETER,
@@ -52,15 +53,12 @@ from millstream.engines.kernels.layout import (
     TAKE,
     WEIGHT,
 )
-from millstream.engines.kernels.steps import FACTORED
 from millstream.engines.kernels.tables import (
-    OPTIMIZER,
     argument_of,
     geometry_of,
     operations_of,
     parameters_of,
     sizes_of,
-    slopes_of,
     values_of,
 )
 from millstream.engines.kernels.updates import step_bias, step_matrix
@@ -93,6 +91,8 @@ def forward(first: Any, network: Any, turn: Any, pending: Any, training: Any, ke
             _spatial(p, network, x, out, like)
         elif kind == LAYER_NORM or kind == RMS_NORM:
             _norm(operation, network, argument_of(network, p), x, out, like)
+        elif kind == LINEAR_OF_COLUMNS:
+            _linear_of_columns(operation, network, turn, pending, x, out, like)
         elif kind == TAKE:
             elements.take(x, view(operation[SCRATCH], out.shape[0], sizes), out)
         elif kind == SUM:
@@ -112,30 +112,30 @@ def forward(first: Any, network: Any, turn: Any, pending: Any, training: Any, ke
 
 @inlined
 def _linear(operation: Any, network: Any, turn: Any, pending: Any, x: Any, out: Any, like: Any) -> Any:
-    parameters, values, slopes, sizes = (
-        parameters_of(network),
-        values_of(network),
-        slopes_of(network),
-        sizes_of(network),
-    )
-    source, weight, bias = operation[INPUT], operation[WEIGHT], operation[BIAS]
-    delta = view(slopes[1 - turn, operation[OUTPUT]], out.shape[0], like)
+    parameters, weight = parameters_of(network), operation[WEIGHT]
+    if operation[BIAS] < 0:
+        out[:] = 0
+    else:
+        if pending:
+            step_bias(operation, network, 1 - turn, like)
+        copy(view(parameters[operation[BIAS], PLACE], out.shape[0], like), out)
+    if pending and parameters[weight, FORM] == OUTER:
+        step_matrix(operation, network, 1 - turn, x, out, like)
+    else:
+        rows.forward(parameters[weight, PLACE], x, out)
+
+
+@compiled
+def _linear_of_columns(operation: Any, network: Any, turn: Any, pending: Any, x: Any, out: Any, like: Any) -> Any:
+    """A Linear of a sparse row."""
+    parameters, bias = parameters_of(network), operation[BIAS]
     if bias < 0:
         out[:] = 0
     else:
         if pending:
-            step_bias(operation, network, delta, like)
+            step_bias(operation, network, 1 - turn, like)
         copy(view(parameters[bias, PLACE], out.shape[0], like), out)
-    if pending and parameters[weight, FORM] == OUTER:
-        before = view(values[1 - turn, source], sizes[source], like)
-        if network[OPTIMIZER] == FACTORED:
-            delta = view(operation[SCRATCH], out.shape[0], like)
-            before = view(operation[SECOND_SCRATCH], before.shape[0], like)
-        step_matrix(weight, network, delta, before, x, out, like)
-    elif operation[OTHER] >= 0:
-        columns.forward(parameters[weight], columns_of(operation, network, turn), x, out)
-    else:
-        rows.forward(parameters[weight, PLACE], x, out)
+    columns.forward(parameters[operation[WEIGHT]], columns_of(operation, network, turn), x, out)
 
 
 @inlined

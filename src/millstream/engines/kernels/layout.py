@@ -17,7 +17,7 @@ __all__ = [
         "EMBEDDING",
         "LAYER_NORM",
     ),
-    *("LINEAR", "MAX_POOL", "MULTIPLY", "MULTIPLY_PARAMETER", "RMS_NORM", "SUM", "TAKE"),
+    *("LINEAR", "LINEAR_OF_COLUMNS", "MAX_POOL", "MULTIPLY", "MULTIPLY_PARAMETER", "RMS_NORM", "SUM", "TAKE"),
     *("BIAS", "CODE", "EXTRA", "INPUT", "INPUT_SLOPE", "KIND", "NUM_OPERATION_COLUMNS", "OTHER", "OTHER_SLOPE"),
     *("OUTPUT", "SCRATCH", "SECOND_SCRATCH", "WEIGHT"),
     *("COLUMNS", "FIRST", "FORM", "GRADIENT", "NUM_PARAMETER_COLUMNS", "PLACE", "ROWS", "SECOND", "THIRD"),
@@ -44,11 +44,11 @@ __all__ = [
     MULTIPLY_PARAMETER,
     TAKE,
     SUM,
-) = range(16)
+    LINEAR_OF_COLUMNS,  # of a sparse row
+) = range(17)
 
 # Columns of an operation. INPUT, OTHER and OUTPUT are values; WEIGHT and BIAS parameters; −1: there is none.
-# Of an embedding INPUT is its ids and OTHER their weights. A Linear that has OTHER reads sparse rows: INPUT is their
-# numbers and OTHER the columns of these.
+# Of an embedding INPUT is its ids and OTHER their weights; of a Linear of a sparse row its numbers, and their columns.
 (
     KIND,
     INPUT,

@@ -25,14 +25,13 @@ from millstream.engines.kernels.layout import (
     INPUT,
     KIND,
     LINEAR,
+    LINEAR_OF_COLUMNS,
     OTHER,
     OUTER,
     OUTPUT,
     PLACE,
     ROWS,
-    SCRATCH,
     SECOND,
-    SECOND_SCRATCH,
     SPARSE,
     WEIGHT,
 )
@@ -111,7 +110,7 @@ def _ask_for_rows(next_n: Any, network: Any, turn: Any, like: Any) -> Any:
     )
     for p in range(operations.shape[0]):
         operation = operations[p]
-        is_sparse = operation[KIND] == LINEAR and operation[OTHER] >= 0
+        is_sparse = operation[KIND] == LINEAR_OF_COLUMNS
         if operation[KIND] != EMBEDDING and not is_sparse:
             continue
         source, row = operation[OTHER if is_sparse else INPUT], parameters[operation[WEIGHT]]
@@ -249,7 +248,7 @@ def _first_of_block(n: Any, network: Any, turn: Any, pending: Any, like: Any) ->
         out[:] = 0
     else:
         if pending:
-            step_bias(operation, network, view(slopes_of(network)[1 - turn, operation[OUTPUT]], num_out, like), like)
+            step_bias(operation, network, 1 - turn, like)
         copy(view(parameters_of(network)[bias, PLACE], num_out, like), out)
     blocks.add_first_layer(
         n,
@@ -283,16 +282,16 @@ def _take_steps(network: Any, turn: Any, scale: Any, like: Any) -> Any:
     )
     for p in range(operations.shape[0]):
         operation = operations[p]
-        if operation[KIND] == LINEAR:
-            if scale != 1:
-                delta = view(slopes[turn, operation[OUTPUT]], sizes[operation[OUTPUT]], like)
-                for i in range(delta.shape[0]):
-                    delta[i] *= scale
-            if parameters[operation[WEIGHT], FORM] == SPARSE:
-                step_columns_of(operation, network, turn, like)
-            elif network[OPTIMIZER] == FACTORED and parameters[operation[WEIGHT], FORM] == OUTER:
-                factored.scale_pending(operation, network, turn, like)
-        elif operation[KIND] == EMBEDDING and parameters[operation[WEIGHT], FORM] == SPARSE:
+        kind = operation[KIND]
+        if scale != 1 and (kind == LINEAR or kind == LINEAR_OF_COLUMNS):
+            delta = view(slopes[turn, operation[OUTPUT]], sizes[operation[OUTPUT]], like)
+            for i in range(delta.shape[0]):
+                delta[i] *= scale
+        if kind == LINEAR_OF_COLUMNS and parameters[operation[WEIGHT], FORM] == SPARSE:
+            step_columns_of(operation, network, turn, like)
+        elif kind == LINEAR and network[OPTIMIZER] == FACTORED and parameters[operation[WEIGHT], FORM] == OUTER:
+            factored.scale_pending(operation, network, turn, like)
+        elif kind == EMBEDDING and parameters[operation[WEIGHT], FORM] == SPARSE:
             step_rows_of(operation, network, turn, scale, like)
     for q in range(parameters.shape[0]):
         if parameters[q, FORM] == DENSE:
@@ -319,15 +318,10 @@ def _flush(network: Any, turn: Any, is_blocked: Any, like: Any) -> Any:
     )
     for p in range(operations.shape[0]):
         operation = operations[p]
-        if operation[KIND] != LINEAR:
+        if operation[KIND] != LINEAR and operation[KIND] != LINEAR_OF_COLUMNS:
             continue
         source, weight = operation[INPUT], operation[WEIGHT]
-        delta = view(slopes[turn, operation[OUTPUT]], sizes[operation[OUTPUT]], like)
-        step_bias(operation, network, delta, like)
+        step_bias(operation, network, turn, like)
         if parameters[weight, FORM] == OUTER and not (is_blocked and p == 0):
-            x = view(values[turn, source], sizes[source], like)
-            before = x
-            if network[OPTIMIZER] == FACTORED:
-                delta = view(operation[SCRATCH], delta.shape[0], like)
-                before = view(operation[SECOND_SCRATCH], x.shape[0], like)
-            step_matrix(weight, network, delta, before, x, room_of(network, 1, like)[: delta.shape[0]], like)
+            x, out = view(values[turn, source], sizes[source], like), room_of(network, 1, like)
+            step_matrix(operation, network, turn, x, out[: sizes[operation[OUTPUT]]], like)

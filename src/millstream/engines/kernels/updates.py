@@ -20,11 +20,12 @@ from millstream.engines.kernels.layout import (
     ROWS,
     SCRATCH,
     SECOND,
+    SECOND_SCRATCH,
     THIRD,
     VECTOR,
     WEIGHT,
 )
-from millstream.engines.kernels.steps import MOMENTUM, RATE, SGD, SIGN, is_plain, prepare, step
+from millstream.engines.kernels.steps import FACTORED, MOMENTUM, RATE, SGD, SIGN, is_plain, prepare, step
 from millstream.engines.kernels.tables import (
     OPTIMIZER,
     counts_of,
@@ -75,26 +76,28 @@ def _any_step_vector(parameter: Any, network: Any, gradient: Any, like: Any) -> 
 
 
 @inlined
-def step_bias(operation: Any, network: Any, delta: Any, like: Any) -> Any:
-    """The bias of a Linear takes the step that the record before left pending, if it is stepped in this way."""
-    bias = operation[BIAS]
+def step_bias(operation: Any, network: Any, turn: Any, like: Any) -> Any:
+    """The bias of a Linear takes the step that the record at ``turn`` left pending, if it is stepped in this way."""
+    bias, output = operation[BIAS], operation[OUTPUT]
     if bias >= 0 and parameters_of(network)[bias, FORM] == VECTOR:
-        gradient = room_of(network, 0, like)[: delta.shape[0]]
-        copy(delta, gradient)
+        size = sizes_of(network)[output]
+        gradient = room_of(network, 0, like)[:size]
+        copy(view(slopes_of(network)[turn, output], size, like), gradient)
         step_vector(bias, network, gradient, like)
 
 
 @inlined
-def step_matrix(parameter: Any, network: Any, delta: Any, before: Any, inputs: Any, out: Any, like: Any) -> Any:
-    """A matrix takes the step that the record before left pending, then multiplies the inputs of this one."""
-    optimizer, dials, counts, terms = (
-        network[OPTIMIZER],
-        dials_of(network, parameter),
-        counts_of(network),
-        terms_of(network),
-    )
+def step_matrix(operation: Any, network: Any, turn: Any, inputs: Any, out: Any, like: Any) -> Any:
+    """The weights of a Linear take the step that the record at ``turn`` left pending, then multiply these inputs."""
+    parameter, sizes, terms = operation[WEIGHT], sizes_of(network), terms_of(network)
+    optimizer, dials, counts = network[OPTIMIZER], dials_of(network, parameter), counts_of(network)
+    delta = view(slopes_of(network)[turn, operation[OUTPUT]], out.shape[0], like)
+    before = view(values_of(network)[turn, operation[INPUT]], sizes[operation[INPUT]], like)
     counts[parameter] += 1
-    if optimizer != SGD or dials[MOMENTUM] != 0:
+    if optimizer == FACTORED:
+        delta = view(operation[SCRATCH], out.shape[0], like)
+        before = view(operation[SECOND_SCRATCH], before.shape[0], like)
+    elif optimizer != SGD or dials[MOMENTUM] != 0:
         prepare(optimizer, dials, counts[parameter], terms)
     row, room = parameters_of(network)[parameter], room_of(network, 0, like)
     dense.step_and_forward(optimizer, row, delta, before, inputs, out, dials, terms, room)
