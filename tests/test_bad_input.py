@@ -218,7 +218,7 @@ OPTIONS = {
     "--loss crossentropy": "loss 'crossentropy'; wanted one of cross_entropy",
     "--loss mse": "loss 'mse' for target 'label' of 3 classes",
     "--loss huber:x": "huber:NUMBER",
-    "--optimizer sdg": "optimizer 'sdg'; wanted one of sgd",
+    "--optimizer sdg": "optimizer 'sdg'; wanted one of auto, sgd",
     "--engine fuzed": "engine 'fuzed'; wanted one of auto",
     "--device nonsense": "device 'nonsense'",
     "--device meta": "device 'meta'",

@@ -304,7 +304,7 @@ def test_ctrl_c_commits_and_says_how_to_go_on(kind: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--lr", "0.5"], "--learning-rate 0.5 for a run that began with 0.01"),
+        (["--lr", "0.5"], "--learning-rate 0.5 for a run that began with a race of rates"),
         (["--model", "mlp:4"], "--model mlp:4"),
         (["--seed", "3"], "--seed 3"),
         (["--nonfinite", "skip"], "--nonfinite skip"),

@@ -260,7 +260,7 @@ def test_a_schedule_that_steps_after_every_record_equals_the_reference(
 @given(
     parts=st.lists(st.sampled_from(["linear", "relu", "gelu", "norm", "rms", "drop", "skip"]), min_size=1, max_size=6),
     optimizer=st.sampled_from(sorted(OPTIMIZERS)),
-    width=st.integers(3, 9),  # the norm of 2 numbers is ±1: its gradient is rounding, which Adam divides by itself
+    width=st.integers(2, 9),
     clip=st.sampled_from([None, 0.2]),
     seed=st.integers(0, 99),
 )
@@ -280,7 +280,11 @@ def test_any_row_of_layers_equals_the_reference(
     layers = [nn.Linear(6, width), *(kinds[part]() for part in parts), nn.Linear(width, 3)]
     if seed % 3 == 0:
         layers[0].weight.requires_grad_(False)
-    assert_agree(*pair(nn.Sequential(*layers), optimizer, clip_norm=clip, seed=seed), *records(24, seed))
+    both = pair(nn.Sequential(*layers), optimizer, clip_norm=clip, seed=seed)
+    for engine in both:  # a norm makes some gradients 0 but for rounding, which Adam would divide by itself
+        for group in engine.rule.optimizer.param_groups:
+            group.update({"eps": 1e-4} if "eps" in group else {})
+    assert_agree(*both, *records(24, seed))
 
 
 def test_what_changes_between_two_calls_is_seen() -> None:

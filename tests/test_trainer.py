@@ -180,7 +180,8 @@ def test_learning_scores_each_record_before_it_is_learned() -> None:
     model = nn.Linear(3, 2)
     twin = nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
-    outputs = [step.scored.outputs for step in Trainer(model).steps((x, y)) if step.scored]
+    trainer = Trainer(model, optimizer=torch.optim.SGD(model.parameters(), 0.01))
+    outputs = [step.scored.outputs for step in trainer.steps((x, y)) if step.scored]
     expected = []
     for record, label in zip(x, y, strict=True):
         out = twin(record[None])

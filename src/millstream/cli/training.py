@@ -175,7 +175,7 @@ def _resumed(folder: Path, options: dict[str, Any], given: set[str]) -> Trainer:
         was = getattr(began, name)
         if name in given and options[name] != was:
             raise SettingError(
-                got=f"--{_option(name)} {options[name]} for a run that began with {was}",
+                got=f"--{_option(name)} {options[name]} for a run that began with {_told(name, was)}",
                 wanted="the settings that it began with",
                 do="leave the option out, or begin a new run (--from carries its weights over)",
             )
@@ -193,6 +193,10 @@ def _descended(options: dict[str, Any], given: set[str]) -> Trainer:
         )
     changes = {name: options[name] for name in _MAY_CHANGE if name in given}
     return assembly.snapshot(options["origin"], changes, commit_seconds=options["commit_seconds"])
+
+
+def _told(name: str, value: Any) -> str:
+    return "a race of rates" if name == "learning_rate" and value is None else str(value)
 
 
 def _option(name: str) -> str:

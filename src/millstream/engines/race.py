@@ -142,10 +142,11 @@ class RaceEngine:
                     outcome = self._learn_and_answer(piece, update_size, _part(questions, asked, due, first), answers)
                     asked = due
             except MillstreamError as error:
-                learned = first + getattr(error, "num_learned", 0)
+                learned = max(first, getattr(error, "num_learned", 0))  # a piece knows its places in the chunk
                 if not learned:
                     raise
-                raise LearningError(got=error.got, wanted=error.wanted, do=error.do, num_learned=learned) from error
+                do = f"{error.do.rpartition('; ')[0] or error.do}; the first {learned} records were learned"
+                raise LearningError(got=error.got, wanted=error.wanted, do=do, num_learned=learned) from error
             num_updates += outcome.num_updates
             skipped += [first + place for place in outcome.skipped]
             by_reference = by_reference or outcome.by_reference

@@ -309,13 +309,8 @@ def _take_steps(network: Any, turn: Any, scale: Any, like: Any) -> Any:
 @compiled
 def _flush(network: Any, turn: Any, is_blocked: Any, like: Any) -> Any:
     """The steps that the last record left pending."""
-    operations, parameters, values, slopes, sizes = (
-        operations_of(network),
-        parameters_of(network),
-        values_of(network),
-        slopes_of(network),
-        sizes_of(network),
-    )
+    operations, parameters = operations_of(network), parameters_of(network)
+    values, sizes = values_of(network), sizes_of(network)
     for p in range(operations.shape[0]):
         operation = operations[p]
         if operation[KIND] != LINEAR and operation[KIND] != LINEAR_OF_COLUMNS:
