@@ -26,6 +26,7 @@ from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_
 from millstream.engines.choice import choose
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
+from millstream.engines.several import Several, options_of
 from millstream.engines.standings import Standings
 from millstream.errors import CheckpointError, LearningError, MillstreamError, SettingError
 
@@ -54,6 +55,7 @@ def prepare(
 
 @dataclasses.dataclass(slots=True)
 class _Copy:
+    model: str  # by name, of several; "" for the only one
     family: str
     rate: float
     rule: UpdateRule
@@ -61,7 +63,11 @@ class _Copy:
 
     @property
     def name(self) -> str:
-        return name_of(self.family, self.rate)
+        return f"{self.model} {name_of(self.family, self.rate)}".lstrip()
+
+    def is_like(self, other: _Copy) -> bool:
+        """Whether they differ in the rate alone."""
+        return (self.model, self.family) == (other.model, other.family)
 
     def go_to(self, rate: float) -> None:
         """All its groups of parameters at another rate, in proportion."""
@@ -70,7 +76,9 @@ class _Copy:
         self.rate = rate
 
     def take(self, other: _Copy) -> None:
-        """Weights of another copy; its optimizer's state too, if that is of the same kind."""
+        """Weights of another copy; its optimizer's state too, if that is of the same kind. Other models stay apart."""
+        if self.model != other.model:
+            return
         with torch.no_grad():
             for mine, its in zip(_tensors(self.rule.model), _tensors(other.rule.model), strict=True):
                 mine.copy_(its)
@@ -95,7 +103,8 @@ class RaceEngine:
         self.rule = rule
         size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(rule.model))
         fitting = candidates[: max(1, _MOST_BYTES // max(1, size))]
-        self._copies = [_copied(rule, candidate, engine) for candidate in fitting]
+        self._options = options_of(rule.model)
+        self._copies = [_copied(rule, option, each, engine) for each in fitting for option in self._options.items()]
         self._began = [each.name for each in self._copies]
         self.standings = Standings(len(self._copies))
         self._answering = ReferenceEngine(rule)
@@ -325,14 +334,14 @@ class RaceEngine:
         reopened = [self._copies[number] for number in self.standings.reopen(changed=changed)]
         self._widen(reopened)
         for each in reopened:
-            if not (changed and each.family == leading.family and each.rate < leading.rate):
+            if not (changed and each.is_like(leading) and each.rate < leading.rate):
                 each.take(leading)
         self._tell(position, "all run again", reason)
 
     def _widen(self, reopened: list[_Copy]) -> None:
         """If the leader has the lowest or highest rate of its kind, the one at the other end goes beyond it."""
         leading = self._leading
-        kind = sorted((each for each in self._copies if each.family == leading.family), key=lambda each: each.rate)
+        kind = sorted((each for each in self._copies if each.is_like(leading)), key=lambda each: each.rate)
         if len(kind) < 3 or leading not in (kind[0], kind[-1]):
             return
         is_lowest = leading is kind[0]
@@ -347,15 +356,18 @@ class RaceEngine:
         """The person's model becomes the leader's weights: the same memory, not a copy."""
         if self._shown != self.standings.leader:
             self._shown = self.standings.leader
-            for shown, its in zip(_tensors(self.rule.model), _tensors(self._leading.rule.model), strict=True):
+            leading = self._leading
+            for shown, its in zip(_tensors(self._options[leading.model]), _tensors(leading.rule.model), strict=True):
                 shown.data = its.data
+            if isinstance(self.rule.model, Several):
+                self.rule.model.choose(leading.model)
 
 
-def _copied(rule: UpdateRule, candidate: Candidate, engine: str) -> _Copy:
-    model = copy.deepcopy(rule.model)
+def _copied(rule: UpdateRule, option: tuple[str, nn.Module], candidate: Candidate, engine: str) -> _Copy:
+    model = copy.deepcopy(option[1])
     optimizer = candidate.make(model.parameters())
     own = dataclasses.replace(rule, model=model, optimizer=optimizer)
-    return _Copy(candidate.family, candidate.rate, own, choose(engine, own))
+    return _Copy(option[0], candidate.family, candidate.rate, own, choose(engine, own))
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
