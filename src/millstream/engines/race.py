@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from millstream.contracts import Chunk, Engine, Event, Inputs, Loss, Outcome, Questions, State
-from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_of, name_of
+from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_of
 from millstream.engines.choice import choose
+from millstream.engines.copies import Copy, copied, tensors_of
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
 from millstream.engines.several import Several, options_of
@@ -53,42 +54,6 @@ def prepare(
     return RaceEngine(rule, racing, engine) if racing else choose(engine, rule)
 
 
-@dataclasses.dataclass(slots=True)
-class _Copy:
-    model: str  # by name, of several; "" for the only one
-    family: str
-    rate: float
-    rule: UpdateRule
-    engine: Engine
-
-    @property
-    def name(self) -> str:
-        return f"{self.model} {name_of(self.family, self.rate)}".lstrip()
-
-    def is_like(self, other: _Copy) -> bool:
-        """Whether they differ in the rate alone."""
-        return (self.model, self.family) == (other.model, other.family)
-
-    def go_to(self, rate: float) -> None:
-        """All its groups of parameters at another rate, in proportion."""
-        for group in self.rule.optimizer.param_groups:
-            group["lr"] *= rate / self.rate
-        self.rate = rate
-
-    def take(self, other: _Copy) -> None:
-        """Weights of another copy; its optimizer's state too, if that is of the same kind. Other models stay apart."""
-        if self.model != other.model:
-            return
-        with torch.no_grad():
-            for mine, its in zip(_tensors(self.rule.model), _tensors(other.rule.model), strict=True):
-                mine.copy_(its)
-        if type(self.rule.optimizer) is type(other.rule.optimizer):
-            rates = [group["lr"] for group in self.rule.optimizer.param_groups]
-            self.rule.optimizer.load_state_dict(copy.deepcopy(other.rule.optimizer.state_dict()))
-            for group, rate in zip(self.rule.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-
-
 class RaceEngine:
     """Several rates for one model. ``rule.optimizer`` is never stepped: each copy has its own.
 
@@ -101,10 +66,10 @@ class RaceEngine:
                 got="a scheduler beside several optimizers", wanted="one of the two", do="give one optimizer"
             )
         self.rule = rule
-        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(rule.model))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(rule.model))
         fitting = candidates[: max(1, _MOST_BYTES // max(1, size))]
         self._options = options_of(rule.model)
-        self._copies = [_copied(rule, option, each, engine) for each in fitting for option in self._options.items()]
+        self._copies = [copied(rule, option, each, engine) for each in fitting for option in self._options.items()]
         self._began = [each.name for each in self._copies]
         self.standings = Standings(len(self._copies))
         self._answering = ReferenceEngine(rule)
@@ -132,7 +97,7 @@ class RaceEngine:
         return float(self._leading.rule.optimizer.param_groups[0]["lr"])
 
     @property
-    def _leading(self) -> _Copy:
+    def _leading(self) -> Copy:
         return self._copies[self.standings.leader]
 
     def chunk_size(self, update_size: int) -> int:
@@ -338,7 +303,7 @@ class RaceEngine:
                 each.take(leading)
         self._tell(position, "all run again", reason)
 
-    def _widen(self, reopened: list[_Copy]) -> None:
+    def _widen(self, reopened: list[Copy]) -> None:
         """If the leader has the lowest or highest rate of its kind, the one at the other end goes beyond it."""
         leading = self._leading
         kind = sorted((each for each in self._copies if each.is_like(leading)), key=lambda each: each.rate)
@@ -357,21 +322,12 @@ class RaceEngine:
         if self._shown != self.standings.leader:
             self._shown = self.standings.leader
             leading = self._leading
-            for shown, its in zip(_tensors(self._options[leading.model]), _tensors(leading.rule.model), strict=True):
+            for shown, its in zip(
+                tensors_of(self._options[leading.model]), tensors_of(leading.rule.model), strict=True
+            ):
                 shown.data = its.data
             if isinstance(self.rule.model, Several):
                 self.rule.model.choose(leading.model)
-
-
-def _copied(rule: UpdateRule, option: tuple[str, nn.Module], candidate: Candidate, engine: str) -> _Copy:
-    model = copy.deepcopy(option[1])
-    optimizer = candidate.make(model.parameters())
-    own = dataclasses.replace(rule, model=model, optimizer=optimizer)
-    return _Copy(option[0], candidate.family, candidate.rate, own, choose(engine, own))
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def _part(questions: Questions, first: int, last: int, learned: int) -> Questions:
