@@ -82,14 +82,15 @@ def looped(name: str, method: Method, when: Schedule) -> Answers:
     return Answers(name, right, time.perf_counter() - started, when.targets, when.known)
 
 
-def prepared(stream: Stream, seed: int, limit: int) -> tuple[Recipe, Chunk, list[dict[str, Any]]]:
-    """A recipe, the records as the model takes them, and the same as named values."""
+def prepared(stream: Stream, seed: int, limit: int, *, named: bool) -> tuple[Recipe, Chunk, list[dict[str, Any]]]:
+    """A recipe, the records as the model takes them, and, if wanted, the same as named values."""
     schema, source = stream.open(seed)
     recipe = Recipe(schema, model=MODEL, seed=seed, optimizer="adam", learning_rate=1e-3)
     learner = build(recipe).learner
     chunks, rows, start = [], [], 0
     for chunk in source.read(None, size=CHUNK):
-        rows += chunk.inputs.to_pylist()
+        if named:
+            rows += chunk.inputs.to_pylist()
         chunk.start = start
         start += chunk.span
         chunks.append(learner.prepare(chunk, learn=True))
@@ -264,7 +265,7 @@ BASELINES = ("no-change", "majority")
 
 def plain(name: str, stream: Stream, delay: str, seed: int, limit: int) -> Answers:
     """One of the methods that are not the trainer's."""
-    recipe, records, rows = prepared(stream, seed, limit)
+    recipe, records, rows = prepared(stream, seed, limit, named=name in RIVER)
     when = schedule(records, delay)
     method: Method
     if name in TORCH:
