@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -12,17 +12,27 @@ from torch import nn
 from millstream.engines.factored import FactoredRMSprop
 from millstream.errors import SettingError
 
-__all__ = ["Candidate", "MakesOptimizer", "candidates", "candidates_around", "candidates_of"]
+__all__ = ["Candidate", "MakesOptimizer", "candidates", "candidates_around", "candidates_of", "name_of"]
 
 MakesOptimizer: TypeAlias = "Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
-    """An optimizer at a rate, by the name that people see."""
+    """An optimizer at a rate. Those of one ``family`` differ in the rate alone."""
 
-    name: str
+    family: str
+    rate: float
     make: MakesOptimizer
+
+    @property
+    def name(self) -> str:
+        return name_of(self.family, self.rate)
+
+
+def name_of(family: str, rate: float) -> str:
+    """What people see of an optimizer at a rate."""
+    return f"{family} {rate:.2g}"
 
 
 def candidates(weight_decay: float = 0.0) -> Sequence[Candidate]:
@@ -34,12 +44,12 @@ def candidates(weight_decay: float = 0.0) -> Sequence[Candidate]:
 
     def factored(rate: float) -> Candidate:
         return Candidate(
-            f"factored {rate:g}", lambda parameters: FactoredRMSprop(parameters, lr=rate, weight_decay=weight_decay)
+            "factored", rate, lambda parameters: FactoredRMSprop(parameters, lr=rate, weight_decay=weight_decay)
         )
 
     def plain(rate: float) -> Candidate:
         return Candidate(
-            f"sgd {rate:g}", lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=weight_decay)
+            "sgd", rate, lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=weight_decay)
         )
 
     return (*(factored(rate) for rate in (3e-3, 1e-3, 1e-2, 3e-4, 1e-4)), plain(0.03))
@@ -55,15 +65,17 @@ def candidates_of(
         return ()
     if not optimizer:
         raise SettingError(got="no optimizers", wanted="one or more", do="leave them out for the default")
-    return [each if isinstance(each, Candidate) else Candidate(_name(each), each) for each in optimizer]
+    return [each if isinstance(each, Candidate) else _named(each) for each in optimizer]
 
 
-def _name(make: MakesOptimizer) -> str:
+def _named(make: MakesOptimizer) -> Candidate:
     optimizer = make([nn.Parameter(torch.zeros(1))])
-    return f"{type(optimizer).__name__} {optimizer.param_groups[0]['lr']:g}"
+    return Candidate(type(optimizer).__name__, float(optimizer.param_groups[0]["lr"]), make)
 
 
-def candidates_around(name: str, make: Callable[[Iterable[nn.Parameter], float], Any], rate: float) -> list[Candidate]:
+def candidates_around(
+    family: str, make: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer], rate: float
+) -> list[Candidate]:
     """An optimizer at five rates, a factor of 3 apart, ``rate`` in the middle and first.
 
     >>> [c.name for c in candidates_around("sgd", lambda p, rate: torch.optim.SGD(p, lr=rate), 0.1)]
@@ -71,6 +83,6 @@ def candidates_around(name: str, make: Callable[[Iterable[nn.Parameter], float],
     """
 
     def one(factor: float) -> Candidate:
-        return Candidate(f"{name} {rate * factor:.2g}", lambda parameters: make(parameters, rate * factor))
+        return Candidate(family, rate * factor, lambda parameters: make(parameters, rate * factor))
 
     return [one(factor) for factor in (1, 1 / 3, 3, 1 / 9, 9)]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from millstream.contracts import Chunk, Engine, Event, Inputs, Loss, Outcome, Questions, State
-from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_of
+from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_of, name_of
 from millstream.engines.choice import choose
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
@@ -54,9 +54,20 @@ def prepare(
 
 @dataclasses.dataclass(slots=True)
 class _Copy:
-    name: str
+    family: str
+    rate: float
     rule: UpdateRule
     engine: Engine
+
+    @property
+    def name(self) -> str:
+        return name_of(self.family, self.rate)
+
+    def go_to(self, rate: float) -> None:
+        """All its groups of parameters at another rate, in proportion."""
+        for group in self.rule.optimizer.param_groups:
+            group["lr"] *= rate / self.rate
+        self.rate = rate
 
     def take(self, other: _Copy) -> None:
         """Weights of another copy; its optimizer's state too, if that is of the same kind."""
@@ -85,6 +96,7 @@ class RaceEngine:
         size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(rule.model))
         fitting = candidates[: max(1, _MOST_BYTES // max(1, size))]
         self._copies = [_copied(rule, candidate, engine) for candidate in fitting]
+        self._began = [each.name for each in self._copies]
         self.standings = Standings(len(self._copies))
         self._answering = ReferenceEngine(rule)
         self._in_segment = 0  # records of the segment so far
@@ -163,7 +175,8 @@ class RaceEngine:
 
     def state_dict(self) -> State:
         return {
-            "names": [each.name for each in self._copies],
+            "names": self._began,
+            "rates": [each.rate for each in self._copies],
             "copies": [
                 {"model": dict(each.rule.model.state_dict()), "optimizer": each.rule.optimizer.state_dict()}
                 for each in self._copies
@@ -178,14 +191,14 @@ class RaceEngine:
         }
 
     def load_state_dict(self, state: State) -> None:
-        names = [each.name for each in self._copies]
-        if state["names"] != names:
+        if state["names"] != self._began:
             raise CheckpointError(
                 got=f"a race of {', '.join(state['names'])}",
-                wanted=", ".join(names),
+                wanted=", ".join(self._began),
                 do="build the trainer with the optimizers that it was made with",
             )
-        for each, saved in zip(self._copies, state["copies"], strict=True):
+        for each, saved, rate in zip(self._copies, state["copies"], state["rates"], strict=True):
+            each.rate = rate
             each.rule.model.load_state_dict(saved["model"])
             each.rule.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
         self.standings.load_state_dict(state["standings"])
@@ -293,6 +306,7 @@ class RaceEngine:
 
     def _end_segment(self, position: int) -> None:
         self._in_segment = 0
+        is_lost = self.standings.is_lost()
         stopped = self.standings.close()
         self._scale = self.standings.mean_of_leader()
         for number in stopped:
@@ -300,13 +314,31 @@ class RaceEngine:
         if self.standings.leader != self._told:
             self._told = self.standings.leader
             self._tell(position, "leads", self.optimizer)
-        if self.standings.is_time_to_reopen():
+        if is_lost:
+            self._reopen(position, "the score of the leader has doubled", changed=True)
+        elif self.standings.is_time_to_reopen():
             self._reopen(position, "it was time", changed=False)
 
     def _reopen(self, position: int, reason: str, *, changed: bool) -> None:
-        for number in self.standings.reopen(changed=changed):
-            self._copies[number].take(self._leading)
+        """Those that were stopped go on from where the leader is. If it may be lost, slower ones keep what they had."""
+        leading = self._leading
+        reopened = [self._copies[number] for number in self.standings.reopen(changed=changed)]
+        self._widen(reopened)
+        for each in reopened:
+            if not (changed and each.family == leading.family and each.rate < leading.rate):
+                each.take(leading)
         self._tell(position, "all run again", reason)
+
+    def _widen(self, reopened: list[_Copy]) -> None:
+        """If the leader has the lowest or highest rate of its kind, the one at the other end goes beyond it."""
+        leading = self._leading
+        kind = sorted((each for each in self._copies if each.family == leading.family), key=lambda each: each.rate)
+        if len(kind) < 3 or leading not in (kind[0], kind[-1]):
+            return
+        is_lowest = leading is kind[0]
+        farthest = kind[-1] if is_lowest else kind[0]
+        if any(farthest is each for each in reopened):
+            farthest.go_to(leading.rate / 3 if is_lowest else leading.rate * 3)
 
     def _tell(self, position: int, what: str, detail: str) -> None:
         self._events.append(Event(position, what, detail, self.learning_rate))
@@ -323,7 +355,7 @@ def _copied(rule: UpdateRule, candidate: Candidate, engine: str) -> _Copy:
     model = copy.deepcopy(rule.model)
     optimizer = candidate.make(model.parameters())
     own = dataclasses.replace(rule, model=model, optimizer=optimizer)
-    return _Copy(candidate.name, own, choose(engine, own))
+    return _Copy(candidate.family, candidate.rate, own, choose(engine, own))
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

@@ -22,7 +22,10 @@ _KEPT_AT_REOPENING = 0.2  # of what was known when the copies run again
 _ENOUGH = 1000  # records that count, before a copy may be stopped
 _SURE = 6.0  # standard errors; scores of neighbours in time are alike, so that these are too small
 _AHEAD = 3.0  # of a sum of scores, for another copy to take the lead
-_FIRST_PAUSE = 5000  # records until the copies that were stopped run again; doubled as long as nothing changes
+_FIRST_PAUSE = 5000  # records until the copies that were stopped run again; doubled each time
+_SETTLED = 4096  # records after which a leader that was not overtaken is left alone, the others stopped one by one
+_ONE_BY_ONE = 1024  # records between two of these
+_LOST, _LOST_SURE = 2.0, 8.0  # times its mean score, and standard errors, in one segment: something has happened
 
 
 class Standings:
@@ -40,7 +43,7 @@ class Standings:
         self._segment = np.zeros((num_copies, 0))  # scores of the segment so far
         self._num_seen = 0
         self._opened_at, self._pause = 0, _FIRST_PAUSE
-        self._led_at_opening = 0
+        self._led_before, self._led_since, self._dropped_at = 0, 0, 0
 
     def see(self, scores_KN: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
         """Takes in scores; gives the (N + 1,) copy that leads before each of them, and after the last."""
@@ -58,7 +61,10 @@ class Standings:
         return leaders
 
     def close(self) -> list[int]:
-        """Ends a segment. Gives the copies that are stopped: they would not have led, as sure as can be told."""
+        """Ends a segment. Gives the copies that are stopped: they would not have led, as sure as can be told.
+
+        Where one has led for long, those that are no better are stopped too, the worst first.
+        """
         scores_KS = np.where(self.running[:, None], self._segment, 0.0)
         size = scores_KS.shape[1]
         if not size:
@@ -72,10 +78,20 @@ class Standings:
         self._segment = np.zeros((len(self.running), 0))
         stopped = [number for number in np.flatnonzero(self.running).tolist() if self._is_beaten(number)]
         self.running[stopped] = False
-        return stopped
+        return stopped + self._settled()
+
+    def is_lost(self) -> bool:
+        """Whether the segment that is about to be closed was far worse for the leader than those before it."""
+        scores = self._segment[self.leader]
+        if self._weight < _ENOUGH / 2 or not len(scores):
+            return False
+        mean = self._sums[self.leader] / self._weight
+        variance = max(self._products[self.leader, self.leader] / self._weight - mean**2, 1e-12)
+        now = scores.mean()
+        return bool(now > _LOST * mean and now - mean > _LOST_SURE * np.sqrt(variance / len(scores)))
 
     def is_time_to_reopen(self) -> bool:
-        """Whether those that were stopped should have another chance: more and more seldom while nothing changes."""
+        """Whether those that were stopped should have another chance: more and more seldom while nothing happens."""
         return not self.running.all() and self._num_seen - self._opened_at >= self._pause + _ENOUGH
 
     def reopen(self, *, changed: bool = False) -> list[int]:
@@ -84,9 +100,8 @@ class Standings:
         ``changed`` is for a world that is known to have changed: what was learned about the copies counts less still.
         """
         reopened = np.flatnonzero(~self.running).tolist()
-        same = self.leader == self._led_at_opening and not changed
-        self._pause = 2 * self._pause if same else _FIRST_PAUSE
-        self._opened_at, self._led_at_opening = self._num_seen, self.leader
+        self._pause = _FIRST_PAUSE if changed else 2 * self._pause
+        self._opened_at = self._num_seen
         self._sums[reopened] = self._sums[self.leader]
         for number in reopened:
             self._products[number] = self._products[self.leader]
@@ -108,6 +123,19 @@ class Standings:
     def load_state_dict(self, state: State) -> None:
         for name in vars(self):
             setattr(self, name, _own(state[name.lstrip("_")]))
+
+    def _settled(self) -> list[int]:
+        """The worst of those that run beside a leader of long standing."""
+        if self.leader != self._led_before:
+            self._led_before, self._led_since = self.leader, self._num_seen
+        others = [number for number in np.flatnonzero(self.running).tolist() if number != self.leader]
+        is_settled = self._num_seen - max(self._led_since, self._opened_at) >= _SETTLED
+        if not others or not is_settled or self._num_seen - self._dropped_at < _ONE_BY_ONE:
+            return []
+        self._dropped_at = self._num_seen
+        worst = max(others, key=lambda number: float(self._sums[number]))
+        self.running[worst] = False
+        return [worst]
 
     def _follow(self, sums_KN: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
         """Who leads at each of these sums: whoever led before them, until another one is ahead by enough."""
