@@ -25,6 +25,7 @@ Case: TypeAlias = tuple[str, str]  # stream, label delay
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 OURS, RIVER = "ours", "river-"
 TOLERANCE, WORTH_HAVING = 0.1, 0.3  # points below the best fixed rate that are allowed; above it that are wanted
+SHOWN_BELOW = 5.0  # points below ours, in a plot
 CHART_STYLE = """text { font: 11.5px system-ui, sans-serif; fill: var(--quiet) }
 .label { fill: var(--ink); paint-order: stroke; stroke: var(--ground); stroke-width: 3px; stroke-linejoin: round }
 .title { font-size: 13px; font-weight: 600; fill: var(--ink) } .label.quiet { fill: var(--quiet) }
@@ -304,27 +305,27 @@ def sheet(drawn: Sequence[tuple[str, str]], colours: dict[str, str]) -> str:
 
 
 def rate_charts(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """For each stream: accuracy at each fixed rate, a line for each label delay, ours as a straight line."""
+    """For each stream: accuracy at each fixed rate, a line for each label delay; ours as a straight dotted line."""
     streams: dict[str, list[tuple[str, dict[str, list[Row]]]]] = {}
     for (stream, delay), methods in grouped(rows).items():
-        streams.setdefault(stream, []).append((delay, methods))
+        if OURS in methods:
+            streams.setdefault(stream, []).append((delay, methods))
     drawn = []
     for stream, cases in streams.items():
         lines = []
-        for number, (delay, methods) in enumerate(cases):
-            rates = sorted((float(_rate(name)), name) for name in methods if name.startswith("sgd "))
-            if OURS not in methods or len(rates) < 2:
+        # What is far below is left out, or nothing would be seen of what is near.
+        least = min(_percent(methods[OURS]) for _, methods in cases) - SHOWN_BELOW
+        for number, (delay, methods) in enumerate(sorted(cases)):
+            rates = sorted((float(_rate(name)), _percent(runs)) for name, runs in methods.items() if name[:4] == "sgd ")
+            if len(rates) < 2:
                 continue
             name = "at once" if delay == "0" else f"late {delay}"
-            points = [(rate, _percent(methods[method])) for rate, method in rates]
-            lines.append(charts.Line(name, points, colour=number))
+            shown = [(rate, value if value >= least else None) for rate, value in rates]
             mine = _percent(methods[OURS])
+            lines.append(charts.Line(name, shown, colour=number))
             lines.append(charts.Line("", [(rates[0][0], mine), (rates[-1][0], mine)], colour=number, dash=2))
         if lines:
             x, y = charts.Axis("learning rate of SGD", log=True), charts.Axis("accuracy, %")
-            low = min(mine for line in lines[1::2] for _, mine in line.points if mine is not None)
-            top = max(p for line in lines for _, p in line.points if p is not None)
-            y = dataclasses.replace(y, bounds=(low - 1.5 * (top - low) - 6, top + 0.5))
             drawn.append((stream, charts.line_chart(lines, x, y, title=stream)))
     return drawn
 
