@@ -5,7 +5,7 @@ READY := .venv/.ready
 PEERS := .venv/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint bench clean
+.PHONY: help demo test test-all check lint bench bench-streams clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -34,6 +34,9 @@ $(PEERS): $(READY)
 
 bench: $(PEERS)  ## the measurements that the README quotes, other libraries' beside them
 	$(BIN)/python benchmarks/overhead.py && $(BIN)/python benchmarks/throughput.py && $(BIN)/python benchmarks/reading.py
+
+bench-streams: $(PEERS) ## accuracy with no rate given, beside fixed rates and other libraries; three hours, resumes
+	$(BIN)/python benchmarks/streams.py --document docs/learning-rates.md
 
 check: lint      ## exactly what CI runs
 	$(MAKE) test-all
