@@ -24,9 +24,10 @@ from millstream.errors import DivergenceError
 from millstream.phase import Step
 from millstream.trainer import Trainer
 
-__all__ = ["BatchPopulation", "Objective", "Population", "SharedEngine", "StreamPopulation", "Trial"]
+__all__ = ["RUNGS", "BatchPopulation", "Objective", "Population", "SharedEngine", "StreamPopulation", "Trial"]
 
 Objective = Literal["error", "loss"]
+RUNGS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # shares of the work after which trials are stopped
 _MOST_LOSS = 1e6  # of one record: it must not decide alone
 
 

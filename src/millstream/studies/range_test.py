@@ -40,7 +40,8 @@ _DIVERGED = 4.0  # times the loss at the beginning
 _BANDWIDTH = NUM_RATES / 25  # of the smoothing, in rates
 _BELOW_LEAST = 3.0  # the suggestion is the rate of least loss over this
 _BOOTSTRAPS = 400
-_STANDARD_ERRORS = 2.0  # more than so many are no noise
+_STANDARD_ERRORS = 3.0  # more than so many are no noise
+_LEAST_SHARE = 0.01  # of the loss at the beginning: less is no matter
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
 
@@ -111,9 +112,9 @@ def lr_range(
 
     Each repeat learns ``num_updates`` updates of ``update_size`` records (without it 300 or more, of 4,000 records or
     more), at rates that rise geometrically from ``lowest`` to ``highest``. It begins again from the trainer's weights,
-    with the records after those of the repeat before. The source is read again from its beginning when it ends; with ``shuffle``, in the order
-    of an epoch. Groups of parameters keep the ratios of their rates; a schedule does not step. Raises ``SettingError``,
-    and what learning raises.
+    with the records after those of the repeat before. The source is read again from its beginning when it ends; with
+    ``shuffle``, in the order of an epoch. Groups of parameters keep the ratios of their rates; no schedule steps.
+    Raises ``SettingError``, and what learning raises.
 
     >>> _ = torch.manual_seed(0)
     >>> model, x = torch.nn.Linear(3, 1), torch.randn(4000, 3)
@@ -163,8 +164,8 @@ def choose_rate(rates: Losses, curves: Losses) -> dict[str, Any]:
         found["reason"] = "training diverged at the lowest rates; test lower ones"
         return found | {"rates": rates[:1].tolist(), "losses": [0.0], "errors": [0.0]}
     smooth = _smoothed(_carried(curves[:, :end]))
-    errors = smooth.std(0, ddof=1) / math.sqrt(len(curves)) if len(curves) > 1 else np.zeros(end)
-    found |= {"rates": rates[:end].tolist(), "losses": smooth.mean(0).tolist(), "errors": errors.tolist()}
+    errors = (smooth.std(0, ddof=1) / math.sqrt(len(curves))).tolist()
+    found |= {"rates": rates[:end].tolist(), "losses": smooth.mean(0).tolist(), "errors": errors}
     kind = _kind(smooth)
     if kind == "flat":
         found["reason"] = "the loss neither falls nor rises by more than its noise; test more updates, or other rates"
@@ -177,7 +178,7 @@ def choose_rate(rates: Losses, curves: Losses) -> dict[str, Any]:
 
 
 def _check(update_size: int, num_updates: int | None, num_repeats: int, lowest: float, highest: float) -> None:
-    for name, value, least in (("update_size", update_size, 1), ("num_repeats", num_repeats, 1)):
+    for name, value, least in (("update_size", update_size, 1), ("num_repeats", num_repeats, 2)):
         if value < least:
             raise SettingError(got=f"{name}={value}", wanted=f"{least} or more", do="leave it out")
     if num_updates is not None and num_updates < 10:
@@ -279,21 +280,26 @@ def _smoothed(curves: Losses) -> Losses:
     return smooth
 
 
-def _excess(differences: Losses) -> float:
-    """How many standard errors the mean of R differences is above 0."""
-    if len(differences) < 2:
-        return math.copysign(math.inf, differences.mean()) if abs(differences.mean()) > 0 else 0.0
-    error = differences.std(ddof=1) / math.sqrt(len(differences))
-    return float(differences.mean() / max(error, 1e-300))
+def _is_more_than_noise(differences: Losses, scale: float) -> bool:
+    """Whether the mean of R differences is above 0 by many standard errors, and by a share of the loss that matters."""
+    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    return mean > _STANDARD_ERRORS * error and mean > _LEAST_SHARE * abs(scale)
 
 
 def _kind(smooth: Losses) -> str:
-    """Whether the losses fall by more than their noise, only rise, or neither."""
+    """Whether the losses fall by more than their noise, only rise, or neither.
+
+    The least of many noisy losses is low by luck. So each repeat is asked where all the others are least.
+    """
     start = smooth[:, : max(1, smooth.shape[1] // 10)].mean(1)
-    least = int(smooth.mean(0).argmin())
-    if _excess(start - smooth[:, least]) > _STANDARD_ERRORS:
+    falls = np.zeros(len(smooth))
+    for place in range(len(smooth)):
+        least = int(np.delete(smooth, place, axis=0).mean(0).argmin())
+        falls[place] = start[place] - smooth[place, least]
+    scale = float(start.mean())
+    if _is_more_than_noise(falls, scale):
         return "falls"
-    return "rises" if _excess(smooth[:, -1] - start) > _STANDARD_ERRORS else "flat"
+    return "rises" if _is_more_than_noise(smooth[:, -1] - start, scale) else "flat"
 
 
 def _place(smooth: Losses, kind: str) -> int:
@@ -302,7 +308,7 @@ def _place(smooth: Losses, kind: str) -> int:
     if kind == "falls":
         return int(mean.argmin())
     start = smooth[:, : max(1, smooth.shape[1] // 10)]
-    noise = max(float(start.mean(1).std()) * _STANDARD_ERRORS / math.sqrt(len(smooth)), 0.02 * abs(float(start.mean())))
+    noise = max(float(start.mean(1).std()) * _STANDARD_ERRORS / math.sqrt(len(smooth)), _LEAST_SHARE * start.mean())
     calm = np.flatnonzero(mean <= start.mean() + noise)
     return int(calm[-1]) if len(calm) else 0
 

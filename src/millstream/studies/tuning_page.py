@@ -5,7 +5,6 @@ They know plain results; what may be said of them is decided elsewhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from millstream.storage import replace, storage_errors
 from millstream.studies.charts import Axis, Line, Rule, line_chart
 from millstream.studies.page import escape, page
+from millstream.studies.population import RUNGS
 from millstream.studies.range_test import RateRange
 
 __all__ = ["render_range", "render_search", "write_range", "write_search"]
@@ -31,16 +31,18 @@ def write_search(result: Mapping[str, Any], path: Path) -> None:
 def render_range(found: RateRange, result: Mapping[str, Any]) -> str:
     """The loss at each rate with twice its standard error, and the rate that is suggested."""
     ceiling, low = found.ceiling(), min(found.losses)
-    bands = [
-        (max(loss - 2 * error, low - (ceiling - low)), min(loss + 2 * error, ceiling))
-        for loss, error in zip(found.losses, found.errors, strict=True)
-    ]
-    line = Line("loss", list(zip(found.rates, found.losses, strict=True)), band=bands)
+    bands: list[tuple[float, float] | None] = []
+    points: list[tuple[float, float | None]] = []
+    for rate, loss, error in zip(found.rates, found.losses, found.errors, strict=True):
+        is_shown = loss <= ceiling
+        points.append((rate, loss if is_shown else None))
+        bands.append((loss - 2 * error, min(loss + 2 * error, ceiling)) if is_shown else None)
+    line = Line("", points, band=bands)
     bounds = (low - 0.08 * (ceiling - low), ceiling) if ceiling > low else None
     rules = []
     if found.suggestion is not None:
         foot = bounds[0] if bounds else low
-        rules.append(Rule(f"η = {found.suggestion:.2g}", (found.suggestion, foot), (found.suggestion, ceiling)))
+        rules.append(Rule("", (found.suggestion, foot), (found.suggestion, ceiling)))
     x, y = Axis("learning rate", log=True), Axis("loss", bounds=bounds)
     chart = line_chart([line], x, y, title="Loss by learning rate", rules=rules)
     says = "No suggestion" if found.suggestion is None else f"Suggested: η = {found.suggestion:.2g}"
@@ -54,41 +56,36 @@ def render_range(found: RateRange, result: Mapping[str, Any]) -> str:
         ("diverges from", "not within this range" if found.diverged is None else f"{found.diverged:.2g}"),
     ]
     body = _head(f"Range test · {result['data']}", f"{says}{around}", found.reason) + _strip(cells)
-    note = "mean of the repeats, smoothed; the band is twice its standard error"
+    note = "mean of the repeats, smoothed, with twice its standard error; the rule is the suggestion"
     body += f"<figure><figcaption>Loss by learning rate <span>{note}</span></figcaption>{chart}</figure>"
     return page(f"Range test of {result['data']}", body + _command(result))
 
 
 def render_search(result: Mapping[str, Any]) -> str:
-    """The trials of a search: their scores one after another, and by rate."""
+    """The trials of a search: their scores on the way, and by rate."""
     trials, name = result["trials"], result["objective"]
-    in_order = sorted(trials, key=lambda trial: trial["number"])
-    best, so_far = math.inf, []
-    for number, trial in enumerate(in_order, 1):
-        best = min(best, trial["score"]) if trial["finished"] else best
-        so_far.append((float(number), best if best < math.inf else None))
+    optimizers = sorted({trial["settings"]["optimizer"] for trial in trials})
     ceiling = _ceiling(trials)
-    points = [(float(number), min(trial["score"], ceiling)) for number, trial in enumerate(in_order, 1)]
-    told = [_told(trial) for trial in in_order]
+    ways = []
+    for trial in reversed(trials):  # the best one is drawn over the others
+        points = [(share, min(score, ceiling)) for share, score in zip(RUNGS, trial["scores"], strict=False)]
+        colour = optimizers.index(trial["settings"]["optimizer"])
+        label = "best" if trial is trials[0] else ""
+        ways.append(Line(label, points, colour, hovers=[_told(trial)] * len(points)))
     y = Axis(name)
-    first = line_chart(
-        [Line("best", so_far), Line("", points, 1, is_joined=False, hovers=told)],
-        Axis("trial"),
-        y,
-        title=f"{name} by trial",
-    )
+    share = Axis("share of the work", lambda value: f"{value:.0%}")
+    first = line_chart(ways, share, y, title=f"{name} of each trial")
     lines = []
-    for colour, optimizer in enumerate(sorted({t["settings"]["optimizer"] for t in trials} - {"auto"})):
-        mine = [trial for trial in trials if trial["settings"]["optimizer"] == optimizer]
-        mine.sort(key=lambda trial: trial["settings"]["learning_rate"])
-        pairs = [(t["settings"]["learning_rate"], min(t["score"], ceiling)) for t in mine]
-        lines.append(Line(optimizer, pairs, colour, is_joined=False, hovers=[_told(trial) for trial in mine]))
+    for colour, optimizer in enumerate(optimizers):
+        mine = [t for t in trials if t["settings"]["optimizer"] == optimizer and t["settings"]["learning_rate"]]
+        pairs = [(t["settings"]["learning_rate"], min(t["scores"][0], ceiling)) for t in mine]
+        lines.append(Line(optimizer if mine else "", pairs, colour, is_joined=False, hovers=[_told(t) for t in mine]))
     second = line_chart(lines, Axis("learning rate", log=True), y, title=f"{name} by learning rate")
     figures = "".join(
         f"<figure><figcaption>{escape(title)} <span>{escape(note)}</span></figcaption>{chart}</figure>"
         for title, note, chart in (
-            ("One trial after another", "the line is the best that went to the end", first),
-            ("By learning rate", "of trials that were stopped, the score when they were", second),
+            ("Each trial", "as far as it went, by colour of its optimizer", first),
+            ("By learning rate", f"after {RUNGS[0] * 100:g} % of the work, where all trials have been", second),
         )
     )
     settings = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in result["settings"].items() if v is not None)
@@ -105,9 +102,10 @@ def render_search(result: Mapping[str, Any]) -> str:
 
 def _ceiling(trials: Sequence[Mapping[str, Any]]) -> float:
     """A score over which a trial is drawn no higher: one that diverged would flatten all the others."""
-    scores: list[float] = sorted(trial["score"] for trial in trials)
+    scores: list[float] = sorted(trial["scores"][0] for trial in trials)
     middle = scores[len(scores) // 2]
-    return max(middle + 3 * (middle - scores[0]), scores[0] * 1.01)
+    most: float = 1.01 * max(trials[0]["scores"])
+    return max(middle + 2 * (middle - scores[0]), most)
 
 
 def _told(trial: Mapping[str, Any]) -> str:
