@@ -38,7 +38,8 @@ _LEAST_UPDATES = 300
 _PRIMING_RECORDS = 1000  # that statistics of features begin with
 _DIVERGED = 4.0  # times the loss at the beginning
 _BANDWIDTH = NUM_RATES / 25  # of the smoothing, in rates
-_BELOW_LEAST = 3.0  # the suggestion is the rate of least loss over this
+_FEW_HELD, _BELOW_LEAST = 10, 2.0  # with fewer updates a rate, the loss tells of it late: then half of it is taken
+_BELOW_RISE = 3.0  # a rate that does no harm for a few updates may do so later
 _BOOTSTRAPS = 400
 _STANDARD_ERRORS = 3.0  # more than so many are no noise
 _LEAST_SHARE = 0.01  # of the loss at the beginning: less is no matter
@@ -137,7 +138,7 @@ def lr_range(
         curves = np.stack(
             [_curve(first, chunks, rates, update_size, show, (repeat, num_repeats)) for repeat in range(num_repeats)]
         )
-    found = choose_rate(rates, curves)
+    found = choose_rate(rates, curves, _BELOW_LEAST if held < _FEW_HELD else 1.0)
     name = type(trainer.learner.rule.optimizer).__name__
     return RateRange(
         **found,
@@ -149,10 +150,10 @@ def lr_range(
     )
 
 
-def choose_rate(rates: Losses, curves: Losses) -> dict[str, Any]:
+def choose_rate(rates: Losses, curves: Losses, below: float = 1.0) -> dict[str, Any]:
     """The fields of a ``RateRange`` that follow from the (R, K) losses of the repeats; NaN from where one diverged.
 
-    The suggestion is a third of the rate of least loss, where the loss still falls: the median over draws of the
+    The suggestion is the rate of least loss over ``below``, where the loss still falls: the median over draws of the
     repeats with replacement. Where the loss does not fall by more than its noise (weights that are trained already) it
     is a third of the largest rate at which it has not risen.
     """
@@ -171,10 +172,11 @@ def choose_rate(rates: Losses, curves: Losses) -> dict[str, Any]:
         found["reason"] = "the loss neither falls nor rises by more than its noise; test more updates, or other rates"
         return found
     draws = np.random.default_rng(0).integers(len(curves), size=(_BOOTSTRAPS, len(curves)))
-    logs = np.array([math.log(rates[_place(smooth[draw], kind)]) for draw in draws]) - math.log(_BELOW_LEAST)
+    below = below if kind == "falls" else _BELOW_RISE
+    logs = np.log([rates[_place(smooth[draw], kind)] for draw in draws]) - math.log(below)
     low, middle, high = np.exp(np.quantile(logs, (0.1, 0.5, 0.9))).clip(rates[0], rates[-1]).tolist()
     found |= {"suggestion": middle, "interval": (low, high), "least": float(rates[_place(smooth, kind)])}
-    return found | {"reason": _reason(kind, middle, rates, end)}
+    return found | {"reason": _reason(kind, middle, rates, end, below)}
 
 
 def _check(update_size: int, num_updates: int | None, num_repeats: int, lowest: float, highest: float) -> None:
@@ -313,12 +315,12 @@ def _place(smooth: Losses, kind: str) -> int:
     return int(calm[-1]) if len(calm) else 0
 
 
-def _reason(kind: str, middle: float, rates: Losses, end: int) -> str:
+def _reason(kind: str, middle: float, rates: Losses, end: int, below: float) -> str:
     if middle <= rates[0]:
         return "the lowest rate that was tested; test lower ones too"
-    if kind == "falls":
-        reason = f"a third of the rate of least loss ({middle * _BELOW_LEAST:.2g})"
-        if end == len(rates) and middle * _BELOW_LEAST >= rates[-3]:
-            return f"{reason}, which is the highest that was tested; test higher ones too"
-        return reason
-    return f"a third of the largest rate that does not raise the loss ({middle * _BELOW_LEAST:.2g})"
+    if kind == "rises":
+        return f"a third of the largest rate that does not raise the loss ({middle * below:.2g})"
+    reason = "the rate of least loss" if below == 1 else f"half the rate of least loss ({middle * below:.2g})"
+    if end == len(rates) and middle * below >= rates[-3]:
+        return f"{reason}, which is the highest that was tested; test higher ones too"
+    return reason
