@@ -197,6 +197,15 @@ def test_a_quadratic_is_given_a_rate_at_which_it_converges() -> None:
     assert "does not raise" in learned.reason
 
 
+def test_a_loss_that_falls_to_zero_gives_no_rate_that_diverges() -> None:
+    """Without noise in the labels, weights that are right stay right at any rate."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 1), torch.randn(4000, 3)
+    trainer = Trainer(model, "mse", torch.optim.SGD(model.parameters(), lr=1.0))
+    found = lr_range(trainer, (x, x.sum(1, keepdim=True)), update_size=16)
+    assert found.suggestion is not None and found.suggestion < 0.3
+
+
 def test_more_rates_than_updates_and_fewer_records_than_an_update_are_fine() -> None:
     found = lr_range(trainer_of("sgd", False), data_of(False), update_size=1000, num_updates=12, num_repeats=2)
     assert len(found.rates) <= 12 and found.num_updates == 12

@@ -42,6 +42,7 @@ _FEW_HELD, _BELOW_LEAST = 10, 2.0  # with fewer updates a rate, the loss tells o
 _BELOW_RISE = 3.0  # a rate that does no harm for a few updates may do so later
 _BOOTSTRAPS = 400
 _STANDARD_ERRORS = 3.0  # more than so many are no noise
+_EQUAL = 0.01  # of the whole fall: a loss that is nearer to the least is as good
 _LEAST_SHARE = 0.01  # of the loss at the beginning: less is no matter
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
@@ -305,22 +306,26 @@ def _kind(smooth: Losses) -> str:
 
 
 def _place(smooth: Losses, kind: str) -> int:
-    """The place of the rate of least loss; where the losses only rise, of the last one that is not above the noise."""
+    """The place of the rate of least loss; where the losses only rise, of the last one that is not above the noise.
+
+    Of rates that are equally good it is the first: where nothing is left to learn, rates that diverge rise late.
+    """
     mean = smooth.mean(0)
-    if kind == "falls":
-        return int(mean.argmin())
     start = smooth[:, : max(1, smooth.shape[1] // 10)]
+    if kind == "falls":
+        least = float(mean.min())
+        return int(np.argmax(mean <= least + _EQUAL * max(0.0, float(start.mean()) - least)))
     noise = max(float(start.mean(1).std()) * _STANDARD_ERRORS / math.sqrt(len(smooth)), _LEAST_SHARE * start.mean())
     calm = np.flatnonzero(mean <= start.mean() + noise)
     return int(calm[-1]) if len(calm) else 0
 
 
 def _reason(kind: str, middle: float, rates: Losses, end: int, below: float) -> str:
-    if middle <= rates[0]:
+    if middle <= rates[0] * 1.001:
         return "the lowest rate that was tested; test lower ones too"
     if kind == "rises":
         return f"a third of the largest rate that does not raise the loss ({middle * below:.2g})"
     reason = "the rate of least loss" if below == 1 else f"half the rate of least loss ({middle * below:.2g})"
-    if end == len(rates) and middle * below >= rates[-3]:
+    if end == len(rates) and middle * below >= rates[-5]:
         return f"{reason}, which is the highest that was tested; test higher ones too"
     return reason

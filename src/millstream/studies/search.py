@@ -239,7 +239,7 @@ def survivors(scores: Mapping[int, float], earlier: Sequence[float]) -> list[int
     >>> survivors({0: 0.3, 1: 0.1, 2: 0.2, 3: 0.9}, [])
     [1, 2]
     >>> survivors({0: 0.3, 1: 0.1, 2: 0.2}, [0.01, 0.02, 0.03])
-    [1]
+    []
     """
     everyone = sorted([*scores.values(), *earlier])
     bound = everyone[math.ceil(len(everyone) / _FACTOR) - 1]
