@@ -76,4 +76,4 @@ def test_help_does_not_wait_for_torch() -> None:
 def test_everything_public_loads_no_optional_package() -> None:
     code = "import millstream\nfor name in millstream.__all__: getattr(millstream, name)"
     # numba looks for scipy by itself, and does without it.
-    assert not loaded_by(code) & {"pandas", "polars", "sklearn", "pytest", "hypothesis"}
+    assert not loaded_by(code) & {"pandas", "polars", "sklearn", "optuna", "pytest", "hypothesis"}

@@ -38,6 +38,7 @@ _HOMES = {
     "hold_out": "sources",
     "infer": "features",
     "load": "assembly",
+    "lr_range": "studies.range_test",
 }
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "hold_out",
     "infer",
     "load",
+    "lr_range",
 ]
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from millstream.schema import Field, Schema, Target
     from millstream.sources import FileSource, as_source, hold_out
     from millstream.studies.check import check
+    from millstream.studies.range_test import lr_range
     from millstream.trainer import Trainer
 
 

@@ -13,6 +13,7 @@ import click
 from millstream import __version__
 from millstream.cli import shared
 from millstream.cli.options import Commands, fraction, in_one_line, number, whole
+from millstream.cli.tune_options import about_tuning
 from millstream.errors import MillstreamError
 
 __all__ = ["cli", "main"]
@@ -283,6 +284,25 @@ def check(context: click.Context, /, **given: Any) -> None:
     from millstream.cli import checking
 
     checking.run(given, _on_the_line(context))
+
+
+@cli.command()
+@click.argument("data")
+@click.argument("source", required=False)
+@about_tuning
+@click.pass_context
+def tune(context: click.Context, /, **given: Any) -> None:
+    """Find settings for DATA, for fit or learn to take by --tuned FILE.
+
+    Trials with many settings begin, and the poor ones are stopped on the way. Nothing is learned or scored on test
+    records. With --lr, DATA may also be a Python object, MODULE:TRAINER, with its data in SOURCE.
+    """
+    if given["range_test"]:
+        from millstream.cli import tuning as command
+    else:
+        from millstream.cli import searching as command  # type: ignore[no-redef]
+
+    command.run(given, _on_the_line(context))
 
 
 @cli.command()

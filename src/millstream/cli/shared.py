@@ -11,6 +11,7 @@ __all__ = [
     "about_model",
     "about_run",
     "as_json",
+    "bounds",
     "columns",
     "data",
     "device",
@@ -73,6 +74,17 @@ racing_optimizer = model(
 engine = model("--engine", default="auto", show_default=True, metavar="NAME", help="auto, fused or reference.")
 seed = model("--seed", callback=whole(0), default=0, show_default=True, metavar="N", help="Of weights and orders.")
 device = model("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps …  [default: cpu]")
+bounds = options(
+    model("--weight-decay", callback=number(least=0), default=0.0, metavar="λ", help="How fast weights shrink."),
+    model("--clip-norm", callback=number(above=0), metavar="NORM", help="The gradient's largest norm."),
+    model(
+        "--clip-value",
+        callback=number(above=0),
+        metavar="SIZE",
+        help="The largest size of one element of the gradient.",
+    ),
+    model("--class-weights", metavar="W,W,…", help="One weight for each class."),
+)
 network = options(
     model("--model", default="mlp:256", show_default=True, metavar="NAME", help=f"{MODELS}."),
     loss,
@@ -84,15 +96,7 @@ network = options(
         metavar="η",
         help="The step size.  [default: several race, and the best one answers]",
     ),
-    model("--weight-decay", callback=number(least=0), default=0.0, metavar="λ", help="How fast weights shrink."),
-    model("--clip-norm", callback=number(above=0), metavar="NORM", help="The gradient's largest norm."),
-    model(
-        "--clip-value",
-        callback=number(above=0),
-        metavar="SIZE",
-        help="The largest size of one element of the gradient.",
-    ),
-    model("--class-weights", metavar="W,W,…", help="One weight for each class."),
+    bounds,
 )
 threads = model(
     "--threads",
@@ -112,6 +116,7 @@ as_json = output(
 about_run = options(
     run("--run", metavar="FOLDER", help="Where checkpoints and metrics go.  [default: runs/DATA-COMMAND-N]"),
     run("--from", "origin", metavar="RUN", help="Begin with the weights, optimizer and statistics of another run."),
+    run("--tuned", metavar="FILE", help="Settings that `millstream tune` has found; the command line wins over it."),
     run("--resume", is_flag=True, help="Go on where the run in --run (or the newest one) stood."),
     run(
         "--commit-seconds",

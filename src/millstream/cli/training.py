@@ -18,6 +18,7 @@ import torch
 
 from millstream import assembly, features, models, sources
 from millstream.assembly import Data, Recipe
+from millstream.cli import tuned
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import StepProgress, err
 from millstream.delay import parse_delay
@@ -27,9 +28,9 @@ from millstream.schema import Schema
 from millstream.studies.statistics import seconds_text
 from millstream.trainer import Trainer
 
-__all__ = ["numbers", "run"]
+__all__ = ["OF_A_RECIPE", "OF_THE_COLUMNS", "folder_of", "numbers", "run"]
 
-_OF_A_RECIPE = (
+OF_A_RECIPE = (
     *("model", "loss", "optimizer", "learning_rate", "weight_decay", "clip_norm", "clip_value", "class_weights"),
     *("engine", "device", "seed", "window", "max_skips", "on_error", "nonfinite", "race"),
 )
@@ -37,12 +38,13 @@ _MAY_CHANGE = (  # in a run that begins with the weights of another one
     *("learning_rate", "weight_decay", "clip_norm", "clip_value", "engine", "device"),
     *("seed", "window", "max_skips", "on_error", "nonfinite"),
 )
-_OF_THE_COLUMNS = ("target", "columns", "time", "label_time")
+OF_THE_COLUMNS = ("target", "columns", "time", "label_time")
 _MOST_COLUMNS, _MOST_WIDTH = 20, 110  # of the table of columns
 
 
 def run(kind: str, options: dict[str, Any], given: set[str]) -> None:
     """Runs ``fit`` or ``learn`` as the options say; ``given`` are those that stand on the command line."""
+    options, given = tuned.applied(kind, options, given)
     torch.set_num_threads(options["threads"])
     if options.get("label_delay") is not None:
         parse_delay(options["label_delay"])
@@ -79,7 +81,7 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 def _prepared(kind: str, options: dict[str, Any], given: set[str]) -> tuple[Trainer, Data, Path]:
     name = options["data"]
-    folder = _folder(kind, options)
+    folder = folder_of(kind, options)
     is_object = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None and not assembly.is_known(name)
     if not is_object or Path(name).exists():
         return _from_recipe(kind, options, given, folder)
@@ -95,7 +97,7 @@ def _from_recipe(kind: str, options: dict[str, Any], given: set[str], folder: Pa
     """A new trainer, that of the run to be resumed, or that of another run in a folder of its own."""
     if not options["origin"] and not options["resume"]:
         data = _opened(kind, options, None)
-        recipe = Recipe(data.schema, **{name: options[name] for name in _OF_A_RECIPE})
+        recipe = Recipe(data.schema, **{name: options[name] for name in OF_A_RECIPE})
         return assembly.build(recipe, run=folder, commit_seconds=options["commit_seconds"]), data, folder
     trainer = _descended(options, given) if options["origin"] else _resumed(folder, options, given)
     assert trainer.learner.features is not None
@@ -172,7 +174,7 @@ def _resumed(folder: Path, options: dict[str, Any], given: set[str]) -> Trainer:
     trainer = assembly.load(folder, commit_seconds=options["commit_seconds"])
     assert trainer.spec is not None
     began = Recipe.from_json(trainer.spec)
-    for name in _OF_A_RECIPE:
+    for name in OF_A_RECIPE:
         was = getattr(began, name)
         if name in given and options[name] != was:
             raise SettingError(
@@ -185,7 +187,7 @@ def _resumed(folder: Path, options: dict[str, Any], given: set[str]) -> Trainer:
 
 def _descended(options: dict[str, Any], given: set[str]) -> Trainer:
     """The trainer of another run, which stays as it is."""
-    fixed = sorted(given & {*_OF_A_RECIPE, "resume"} - {*_MAY_CHANGE})
+    fixed = sorted(given & {*OF_A_RECIPE, "resume"} - {*_MAY_CHANGE})
     if fixed:
         raise SettingError(
             got=f"--{_option(fixed[0])} beside --from {options['origin']}",
@@ -207,7 +209,7 @@ def _option(name: str) -> str:
 def from_object(options: dict[str, Any], given: set[str]) -> tuple[Trainer, Data]:
     """A person's own trainer (or a function that makes one), with its data."""
     name = options["data"]
-    idle = sorted(given & {*_OF_A_RECIPE, *_OF_THE_COLUMNS, "commit_seconds", "origin"} - {"seed", "on_error"})
+    idle = sorted(given & {*OF_A_RECIPE, *OF_THE_COLUMNS, "commit_seconds", "origin"} - {"seed", "on_error"})
     if idle:
         raise SettingError(
             got=f"--{_option(idle[0])} beside the Python object {name}",
@@ -248,7 +250,7 @@ def from_object(options: dict[str, Any], given: set[str]) -> tuple[Trainer, Data
     return trainer, data if test is None else dataclasses.replace(data, test=sources.as_source(test))
 
 
-def _folder(kind: str, options: dict[str, Any]) -> Path:
+def folder_of(kind: str, options: dict[str, Any]) -> Path:
     """The run folder: as named, else runs/DATA-COMMAND-N with the next free N (with --resume: the last one)."""
     if options["run"]:
         return Path(options["run"])
