@@ -170,8 +170,9 @@ class Learner:
             ) from error
         load_or_refuse(self.rule.scheduler, state["scheduler"], "a scheduler")
         load_or_refuse(self.features, state["features"], "features")
-        race = self.engine if isinstance(self.engine, Stateful) else None
-        load_or_refuse(race, state["engine"], "a race of learning rates")
+        stateful = self.engine if isinstance(self.engine, Stateful) else None
+        kind = getattr(self.engine, "kind", "") or (state["engine"] or {}).get("wrapper")
+        load_or_refuse(stateful, state["engine"], kind or "a race of learning rates")
 
     def _fit_labels(self, chunk: Chunk) -> None:
         """Labels of tensors become what the loss takes, or are refused; those of named columns are so already."""

@@ -42,7 +42,9 @@ class Trainer:
     without one, several learning rates race (``engines.RaceEngine``), as do several optimizers that are given as
     functions of the parameters. ``scheduler`` steps after every update, or after every epoch if so told.
     ``clip_norm`` and ``clip_value`` bound an update's gradient. ``scoring`` says in which mode a record is predicted
-    before its update; ``auto`` is eval mode when learning online, and the update's own output when fitting. ``run``
+    before its update; ``auto`` is eval mode when learning online, and the update's own output when fitting.
+    ``replay`` mixes records of the past into online updates (``0.2``, ``0.2:window:5000``), ``drift`` names a detector
+    of drift and what an alarm does (``adwin:reopen``), ``average`` lets a mean of the weights answer (0.999). ``run``
     names a folder for checkpoints, metrics and dead letters; without it nothing is saved.
 
     >>> model = nn.Linear(3, 2)
@@ -65,6 +67,9 @@ class Trainer:
         clip_value: float | None = None,
         class_weights: Tensor | Sequence[float] | None = None,
         scoring: Literal["auto", "eval", "train"] = "auto",
+        replay: str | float | None = None,
+        drift: str | None = None,
+        average: float | None = None,
         engine: str = "auto",
         device: str | torch.device | None = None,
         seed: int = 0,
@@ -81,7 +86,8 @@ class Trainer:
         per_update = scheduler if scheduler_steps == "update" else None
         resolved = losses.resolve(loss, class_weights, engines.parameter_of(model))
         settings = {"scheduler": per_update, "clip_norm": clip_norm, "clip_value": clip_value, "seed": seed}
-        chosen = engines.prepare(engine, model, resolved, optimizer, **settings)
+        around = engines.Around(replay, drift, average)
+        chosen = engines.prepare(engine, model, resolved, optimizer, around, **settings)
         self.learner = Learner(chosen.rule, chosen, features)
         self.seed, self.spec = seed, spec
         self.position = 0  # run position of the next record to be learned
@@ -350,6 +356,7 @@ class Trainer:
             self._delay = None if at_once else LabelDelay(asked.delay, asked.update_size)  # type: ignore[arg-type]
         automatic: Literal["eval", "train"] = "eval" if asked.kind == "learn" else "train"
         self.learner.rule.scoring = automatic if self._scoring == "auto" else self._scoring
+        self.learner.rule.online = asked.kind == "learn"
         self._checked = False
         return self._phase
 

@@ -19,6 +19,7 @@ from millstream import assembly, checkpoint, engines, evaluation
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import err
 from millstream.contracts import Source
+from millstream.engines import averaged_weights
 from millstream.errors import SettingError
 from millstream.storage import storage_errors
 from millstream.trainer import Trainer
@@ -65,10 +66,10 @@ def predict(run: str, data: str, output: str, fetch: bool, device: str | None) -
 
 
 def export(run: str, file: str) -> None:
-    """Writes the weights alone, under the names of the model's state_dict."""
+    """Writes the weights that answer, under the names of the model's state_dict."""
     state, _, _ = checkpoint.newest(Path(run) / "checkpoints")
-    weights = engines.answering(state["learner"]["model"])
-    weights = {name: tensor.clone() for name, tensor in weights.items()}  # aliases as well
+    found = averaged_weights(state["learner"]["engine"]) or state["learner"]["model"]
+    weights = {name: tensor.clone() for name, tensor in engines.answering(found).items()}  # aliases as well
     with _replacing(Path(file)) as draft:
         save_file(weights, draft)
     print(f"{file}: {len(weights)} tensors, {sum(t.numel() for t in weights.values()):,} numbers")

@@ -10,6 +10,7 @@ __all__ = [
     "about_data",
     "about_model",
     "about_run",
+    "around",
     "as_json",
     "bounds",
     "columns",
@@ -109,7 +110,12 @@ threads = model(
 race = model(
     "--race", metavar="NAME,NAME…", help="Models side by side, the best of which answers: linear,mlp:64,mlp:256."
 )
-about_model = options(network, race, engine, device, threads, seed)
+around = options(
+    model("--replay", metavar="SHARE", help="Mix in past records while online: 0.2, or 0.2:window:5000."),
+    model("--drift", metavar="DETECTOR", help="Watch for drift: adwin, adwin:reset, page-hinkley:raise …"),
+    model("--average", callback=number(above=0), metavar="KEPT", help="Answer with a mean of the weights: 0.999."),
+)
+about_model = options(network, race, around, engine, device, threads, seed)
 as_json = output(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else there."
 )

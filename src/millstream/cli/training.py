@@ -32,6 +32,7 @@ __all__ = ["OF_A_RECIPE", "OF_THE_COLUMNS", "folder_of", "numbers", "run"]
 
 OF_A_RECIPE = (
     *("model", "loss", "optimizer", "learning_rate", "weight_decay", "clip_norm", "clip_value", "class_weights"),
+    *("replay", "drift", "average"),
     *("engine", "device", "seed", "window", "max_skips", "on_error", "nonfinite", "race"),
 )
 _MAY_CHANGE = (  # in a run that begins with the weights of another one

@@ -10,48 +10,32 @@ Shapes: K copies, N records, M questions.
 
 from __future__ import annotations
 
-import bisect
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from millstream.contracts import Chunk, Engine, Event, Inputs, Loss, Outcome, Questions, State
-from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_of
-from millstream.engines.choice import choose
+from millstream.contracts import Chunk, Event, Inputs, Outcome, Questions, State
+from millstream.engines.candidates import Candidate
 from millstream.engines.copies import Copy, copied, tensors_of
+from millstream.engines.pieces import part_of, pieces, raise_so_far
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
 from millstream.engines.several import Several, options_of
 from millstream.engines.standings import Standings
-from millstream.errors import CheckpointError, LearningError, MillstreamError, SettingError
+from millstream.errors import CheckpointError, MillstreamError, SettingError
 
-__all__ = ["RaceEngine", "prepare"]
+__all__ = ["RaceEngine", "wrong"]
 
 SEGMENT = 512  # records between two looks at who may be stopped
 _SHARE_OF_LOSS = 0.1  # of the score of a class; the rest is whether it was right
 _MOST_LOSS, _MOST_MEANS = 5.0, 20.0  # more than these counts no more: nats of a class, times the mean of a number
 _MOST_AT_FIRST = 1e12  # before that mean is known
 _MOST_BYTES = 1 << 30  # of the weights of all copies
-
-
-def prepare(
-    engine: str,
-    model: nn.Module,
-    loss: Loss,
-    optimizer: torch.optim.Optimizer | Sequence[Candidate | MakesOptimizer] | None,
-    **settings: Any,
-) -> Engine:
-    """The engine of one optimizer, by its name, or of those that race. ``settings`` are of the ``UpdateRule``."""
-    racing = candidates_of(optimizer)
-    one = optimizer if isinstance(optimizer, torch.optim.Optimizer) else racing[0].make(model.parameters())
-    rule = UpdateRule(model, loss, one, **settings)
-    return RaceEngine(rule, racing, engine) if racing else choose(engine, rule)
 
 
 class RaceEngine:
@@ -93,6 +77,11 @@ class RaceEngine:
         return self._leading.name
 
     @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Of all copies."""
+        return [each.rule.optimizer for each in self._copies]
+
+    @property
     def learning_rate(self) -> float:
         return float(self._leading.rule.optimizer.param_groups[0]["lr"])
 
@@ -112,12 +101,12 @@ class RaceEngine:
         answers: list[tuple[Tensor, Tensor]] = []
         skipped: list[int] = []
         num_updates, asked, by_reference = 0, 0, ""
-        for first, last in self._pieces(chunk, update_size):
+        for first, last in pieces(chunk, update_size, SEGMENT, self._in_segment % SEGMENT):
             if self._in_segment >= SEGMENT:
                 if questions is not None:  # of before the segment's end, which come first whatever the cuts
                     due = int(np.searchsorted(questions.learned_before, first, side="right"))
                     asked = self._ask(questions, asked, due, first, chunk, answers)
-                self._end_segment(chunk.start + first)
+                self._end_segment(int(chunk.positions()[first]))
             piece = chunk.select(slice(first, last))
             self._in_segment += last - first
             try:
@@ -125,21 +114,18 @@ class RaceEngine:
                     outcome = self._learn(piece, update_size, answers)
                 else:
                     due = int(np.searchsorted(questions.learned_before, last, side="right"))
-                    outcome = self._learn_and_answer(piece, update_size, _part(questions, asked, due, first), answers)
+                    outcome = self._learn_and_answer(piece, update_size, part_of(questions, asked, due, first), answers)
                     asked = due
             except MillstreamError as error:
-                learned = max(first, getattr(error, "num_learned", 0))  # a piece knows its places in the chunk
-                if not learned:
-                    raise
-                do = f"{error.do.rpartition('; ')[0] or error.do}; the first {learned} records were learned"
-                raise LearningError(got=error.got, wanted=error.wanted, do=do, num_learned=learned) from error
+                raise_so_far(error, int(chunk.positions()[first]) - chunk.start)
             num_updates += outcome.num_updates
             skipped += [first + place for place in outcome.skipped]
             by_reference = by_reference or outcome.by_reference
         if questions is not None:
             self._ask(questions, asked, len(questions.chunk), len(chunk), chunk, answers)
         self._show()
-        outputs, losses = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        nothing = [(torch.empty(0), torch.empty(0))]  # no question stands among these lessons
+        outputs, losses = (torch.cat(parts) for parts in zip(*(answers or nothing), strict=True))
         events, self._events = tuple(self._events), []
         return Outcome(outputs, losses, num_updates, tuple(skipped), events, by_reference)
 
@@ -165,9 +151,9 @@ class RaceEngine:
         }
 
     def load_state_dict(self, state: State) -> None:
-        if state["names"] != self._began:
+        if state.get("names") != self._began:
             raise CheckpointError(
-                got=f"a race of {', '.join(state['names'])}",
+                got=f"a race of {', '.join(state['names'])}" if "names" in state else f"a run with {state['wrapper']}",
                 wanted=", ".join(self._began),
                 do="build the trainer with the optimizers that it was made with",
             )
@@ -182,41 +168,35 @@ class RaceEngine:
 
     # ---------------------------------------------------------------- one piece of a chunk
 
-    def _pieces(self, chunk: Chunk, update_size: int) -> Iterator[tuple[int, int]]:
-        """(first, last + 1) records of whole updates, as many as the segment still has room for."""
-        edges = [] if update_size == 1 else [last for _, last in chunk.updates(update_size)]
-        first = 0
-        while first < len(chunk):
-            last = min(first + SEGMENT - self._in_segment % SEGMENT, len(chunk))
-            if edges:
-                last = edges[bisect.bisect_left(edges, last)]
-            yield first, last
-            first = last
-
     def _running(self) -> list[int]:
         return np.flatnonzero(self.standings.running).tolist()
 
     def _learn(self, piece: Chunk, update_size: int, answers: list[tuple[Tensor, Tensor]]) -> Outcome:
         outcomes = {number: self._copies[number].engine.learn(piece, update_size) for number in self._running()}
         assert piece.targets is not None
-        leaders = self.standings.see(self._scores(outcomes, piece.targets))
+        is_new, before = _new(piece)
+        scores = self._scores(outcomes, piece.targets)
+        leaders = self.standings.see(scores if is_new.all() else scores[:, is_new])
         if update_size == 1:
-            answering = leaders[:-1]
+            answering = leaders[before[:-1]]
         else:  # all records of an update are predicted before any of them is scored
-            answering = leaders[[first for first, last in piece.updates(update_size) for _ in range(last - first)]]
+            firsts = [first for first, last in piece.updates(update_size) for _ in range(last - first)]
+            answering = leaders[before[firsts]]
         answers.append(_picked(outcomes, answering))
         return outcomes.get(self.standings.leader) or next(iter(outcomes.values()))
 
     def _learn_and_answer(
         self, piece: Chunk, update_size: int, questions: Questions, answers: list[tuple[Tensor, Tensor]]
     ) -> Outcome:
+        assert piece.numbers is not None
         asked = questions if len(questions.chunk) else None
         outcomes = {n: self._copies[n].engine.learn(piece, update_size, asked) for n in self._running()}
         if asked is not None:
             self._keep(asked.chunk, outcomes)
-        leaders = self.standings.see(self._known(piece))
+        is_new, before = _new(piece)
+        leaders = self.standings.see(self._known(piece.numbers[is_new]))
         if asked is not None:
-            answers.append(_picked(outcomes, leaders[asked.learned_before]))
+            answers.append(_picked(outcomes, leaders[before[asked.learned_before]]))
         return outcomes.get(self.standings.leader) or next(iter(outcomes.values()))
 
     def _ask(
@@ -249,10 +229,9 @@ class RaceEngine:
         self._asked = np.concatenate([self._asked, self._scores(outcomes, asked.targets)], axis=1)
         self._asked_numbers = np.concatenate([self._asked_numbers, asked.numbers])
 
-    def _known(self, lessons: Chunk) -> npt.NDArray[np.float64]:
+    def _known(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """(K, N) what was scored when these lessons were asked."""
-        assert lessons.numbers is not None
-        places = np.searchsorted(self._asked_numbers, lessons.numbers)
+        places = np.searchsorted(self._asked_numbers, numbers)
         found = self._asked[:, places]
         kept = np.ones(len(self._asked_numbers), bool)
         kept[places] = False
@@ -271,9 +250,9 @@ class RaceEngine:
                 scores[number] = np.minimum(np.nan_to_num(value, nan=most, posinf=most), most)
             return scores
         for number, value in losses.items():
-            wrong = _wrong(outcomes[number].outputs, targets, task)
+            is_wrong = wrong(outcomes[number].outputs, targets, task)
             capped = np.minimum(np.nan_to_num(value, nan=_MOST_LOSS, posinf=_MOST_LOSS), _MOST_LOSS)
-            scores[number] = wrong + _SHARE_OF_LOSS * capped
+            scores[number] = is_wrong + _SHARE_OF_LOSS * capped
         return scores
 
     # ---------------------------------------------------------------- between two segments
@@ -330,10 +309,10 @@ class RaceEngine:
                 self.rule.model.choose(leading.model)
 
 
-def _part(questions: Questions, first: int, last: int, learned: int) -> Questions:
-    """Questions ``first`` to ``last``, for a piece that begins after so many lessons."""
-    before = np.maximum(questions.learned_before[first:last] - learned, 0)
-    return Questions(questions.chunk.select(slice(first, last)), before)
+def _new(piece: Chunk) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
+    """(N,) whether a lesson is new, not replayed, and (N + 1,) how many new ones stand before each and the end."""
+    is_new = np.ones(len(piece), bool) if piece.numbers is None else piece.numbers >= 0
+    return is_new, np.concatenate([[0], np.cumsum(is_new)])
 
 
 def _picked(outcomes: dict[int, Outcome], leaders: npt.NDArray[np.intp]) -> tuple[Tensor, Tensor]:
@@ -350,12 +329,13 @@ def _picked(outcomes: dict[int, Outcome], leaders: npt.NDArray[np.intp]) -> tupl
     return outputs, losses
 
 
-def _wrong(outputs: Tensor, targets: Tensor, task: str) -> npt.NDArray[np.float64]:
+def wrong(outputs: Tensor, targets: Tensor, task: str) -> npt.NDArray[np.float64]:
+    """(N,) 1 where the class that was answered is not that of the label, else 0."""
     if task == "binary":
         right = (outputs.reshape(len(targets)) > 0) == (targets.reshape(len(targets)) > 0.5)
     else:
         wanted = targets if not targets.is_floating_point() else targets.argmax(-1)
         right = outputs.argmax(1) == wanted
         right = right.flatten(1).all(1) if right.ndim > 1 else right
-    wrong: npt.NDArray[np.float64] = (~right).double().cpu().numpy()
-    return wrong
+    found: npt.NDArray[np.float64] = (~right).double().cpu().numpy()
+    return found

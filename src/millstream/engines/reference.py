@@ -80,7 +80,8 @@ class ReferenceEngine:
                     self._answer(questions.chunk, asked, len(questions.chunk), outputs, losses)
         except OF_TORCH as error:
             raise failed_at(error, chunk, (first, last), learned) from error
-        return Outcome(torch.cat(outputs), torch.cat(losses), num_updates, tuple(skipped))
+        nothing = [torch.empty(0)]  # lessons without a question among them
+        return Outcome(torch.cat(outputs or nothing), torch.cat(losses or nothing), num_updates, tuple(skipped))
 
     def predict(self, inputs: Inputs) -> Tensor:
         with kept_generators(self._device), torch.no_grad():

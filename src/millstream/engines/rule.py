@@ -37,6 +37,7 @@ class UpdateRule:
     clip_value: float | None = None  # the largest magnitude of one element
     scoring: Literal["eval", "train"] = "eval"
     seed: int = 0  # with the run position, the key of everything random in an update
+    online: bool = True  # records come in the order of time, once; False within a ``fit``
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one that began, as JSON."""
