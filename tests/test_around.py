@@ -33,7 +33,7 @@ from millstream.engines.pieces import find, pieces
 from millstream.errors import CheckpointError, LearningError, MissingPackageError, SettingError
 from millstream.trainer import Trainer
 
-FEW = [Candidate(f"sgd {rate}", lambda p, rate=rate: torch.optim.SGD(p, lr=rate)) for rate in (0.05, 0.001, 1.0)]
+FEW = [Candidate("sgd", rate, lambda p, rate=rate: torch.optim.SGD(p, lr=rate)) for rate in (0.05, 0.001, 1.0)]
 CUTS = [[1, 2, 300], [128, 129, 256, 640], [77, 500]]
 
 
