@@ -292,10 +292,11 @@ def check(context: click.Context, /, **given: Any) -> None:
 @about_tuning
 @click.pass_context
 def tune(context: click.Context, /, **given: Any) -> None:
-    """Find settings for DATA, for fit or learn to take by --tuned FILE.
+    """Which settings? Finds them for fit or learn.
 
-    Trials with many settings begin, and the poor ones are stopped on the way. Nothing is learned or scored on test
-    records. With --lr, DATA may also be a Python object, MODULE:TRAINER, with its data in SOURCE.
+    They take them by --tuned FILE. Trials with many settings begin, and the poor ones are stopped on the way. Nothing
+    is learned or scored on test records. With --lr, DATA may also be a Python object, MODULE:TRAINER, with its data in
+    SOURCE.
     """
     if given["range_test"]:
         from millstream.cli import tuning as command
