@@ -1,6 +1,16 @@
 """Engines: how a chunk becomes weight changes. ``reference`` defines what is right; the others are faster and equal."""
 
-from millstream.engines.candidates import Candidate, MakesOptimizer, candidates, candidates_around, candidates_of
+from millstream.engines.candidates import (
+    Candidate,
+    Entrants,
+    MakesOptimizer,
+    Racing,
+    batch_candidates,
+    candidates,
+    candidates_around,
+    entrants,
+    entrants_of,
+)
 from millstream.engines.choice import NAMES, choose, explain
 from millstream.engines.factored import FactoredRMSprop
 from millstream.engines.fused import FusedEngine
@@ -12,18 +22,22 @@ from millstream.engines.updater import Updater, compile
 __all__ = [
     "NAMES",
     "Candidate",
+    "Entrants",
     "FactoredRMSprop",
     "FusedEngine",
     "MakesOptimizer",
     "RaceEngine",
+    "Racing",
     "ReferenceEngine",
     "UpdateRule",
     "Updater",
+    "batch_candidates",
     "candidates",
     "candidates_around",
-    "candidates_of",
     "choose",
     "compile",
+    "entrants",
+    "entrants_of",
     "explain",
     "parameter_of",
     "prepare",

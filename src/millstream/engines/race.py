@@ -14,16 +14,17 @@ import bisect
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from millstream.contracts import Chunk, Engine, Event, Inputs, Loss, Outcome, Questions, State
-from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_of
+from millstream.contracts import Chunk, Engine, Event, GradientNorms, Inputs, Loss, Outcome, Questions, State
+from millstream.engines.candidates import Candidate, Racing, entrants, entrants_of
 from millstream.engines.choice import choose
+from millstream.engines.heats import Heats
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
 from millstream.engines.standings import Standings
@@ -42,14 +43,15 @@ def prepare(
     engine: str,
     model: nn.Module,
     loss: Loss,
-    optimizer: torch.optim.Optimizer | Sequence[Candidate | MakesOptimizer] | None,
+    optimizer: torch.optim.Optimizer | Racing | None,
     **settings: Any,
 ) -> Engine:
     """The engine of one optimizer, by its name, or of those that race. ``settings`` are of the ``UpdateRule``."""
-    racing = candidates_of(optimizer)
-    one = optimizer if isinstance(optimizer, torch.optim.Optimizer) else racing[0].make(model.parameters())
-    rule = UpdateRule(model, loss, one, **settings)
-    return RaceEngine(rule, racing, engine) if racing else choose(engine, rule)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return choose(engine, UpdateRule(model, loss, optimizer, **settings))
+    racing = entrants(model) if optimizer is None else entrants_of(optimizer)
+    rule = UpdateRule(model, loss, racing.online[0].make(model.parameters()), **settings)
+    return RaceEngine(rule, racing, engine)
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,28 +75,47 @@ class _Copy:
 class RaceEngine:
     """Several rates for one model. ``rule.optimizer`` is never stepped: each copy has its own.
 
-    ``candidates`` are the optimizers that run, the first of which leads until there is something to go by.
+    ``candidates`` are the optimizers that run, the first of which leads until there is something to go by. Online they
+    run again now and then; a ``fit`` is a race of its own, which ends for good (``heats``).
     """
 
-    def __init__(self, rule: UpdateRule, candidates: Sequence[Candidate], engine: str = "auto") -> None:
+    def __init__(self, rule: UpdateRule, candidates: Racing, engine: str = "auto") -> None:
         if rule.scheduler is not None:
             raise SettingError(
                 got="a scheduler beside several optimizers", wanted="one of the two", do="give one optimizer"
             )
         self.rule = rule
-        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(rule.model))
-        fitting = candidates[: max(1, _MOST_BYTES // max(1, size))]
-        self._copies = [_copied(rule, candidate, engine) for candidate in fitting]
-        self.standings = Standings(len(self._copies))
+        self._entrants, self._engine = entrants_of(candidates), engine
         self._answering = ReferenceEngine(rule)
+        self._events: list[Event] = []
+        self._line_up("learn")
+
+    def _line_up(self, kind: Literal["fit", "learn"]) -> None:
+        """New copies of what is shown, for the optimizers of a kind of training."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self.rule.model))
+        self._kind, fitting = kind, self._entrants.of(kind)[: max(1, _MOST_BYTES // max(1, size))]
+        self._copies = [_copied(self.rule, candidate, self._engine) for candidate in fitting]
+        self.standings: Standings | Heats = (Heats if kind == "fit" else Standings)(len(self._copies))
         self._in_segment = 0  # records of the segment so far
         self._asked = np.zeros((len(self._copies), 0))  # scores of questions whose lessons have not come
         self._asked_numbers = np.zeros(0, np.int64)
         self._scale = 0.0  # of losses that are not of classes: the leader's mean
         self._shown = -1
         self._told = 0  # the leader that was told of last
-        self._events: list[Event] = []
         self._show()
+
+    def begin(self, kind: Literal["fit", "learn"]) -> None:
+        """A phase begins: a ``fit`` is a new race from the weights that are shown; ``learn`` goes on where it was."""
+        if kind != self._kind or kind == "fit":
+            self._line_up(kind)
+
+    def end_epoch(self, position: int) -> tuple[Event, ...]:
+        """The race of a fit ends with its first epoch: later scores would be of records seen before."""
+        if self._kind == "fit":
+            self._stop(position, self.standings.finish())
+            self._show()
+        events, self._events = tuple(self._events), []
+        return events
 
     @property
     def name(self) -> str:
@@ -108,7 +129,15 @@ class RaceEngine:
 
     @property
     def learning_rate(self) -> float:
-        return float(self._leading.rule.optimizer.param_groups[0]["lr"])
+        return float(self.active.optimizer.param_groups[0]["lr"])
+
+    @property
+    def active(self) -> UpdateRule:
+        return self._leading.rule
+
+    @property
+    def is_settled(self) -> bool:
+        return self.standings.is_over
 
     @property
     def _leading(self) -> _Copy:
@@ -125,6 +154,7 @@ class RaceEngine:
             each.rule.scoring = self.rule.scoring
         answers: list[tuple[Tensor, Tensor]] = []
         skipped: list[int] = []
+        norms: list[GradientNorms] = []
         num_updates, asked, by_reference = 0, 0, ""
         for first, last in self._pieces(chunk, update_size):
             if self._in_segment >= SEGMENT:
@@ -149,13 +179,14 @@ class RaceEngine:
                 raise LearningError(got=error.got, wanted=error.wanted, do=do, num_learned=learned) from error
             num_updates += outcome.num_updates
             skipped += [first + place for place in outcome.skipped]
+            norms += outcome.norms
             by_reference = by_reference or outcome.by_reference
         if questions is not None:
             self._ask(questions, asked, len(questions.chunk), len(chunk), chunk, answers)
         self._show()
         outputs, losses = (torch.cat(parts) for parts in zip(*answers, strict=True))
         events, self._events = tuple(self._events), []
-        return Outcome(outputs, losses, num_updates, tuple(skipped), events, by_reference)
+        return Outcome(outputs, losses, num_updates, tuple(skipped), events, by_reference, tuple(norms))
 
     def world_changed(self, position: int, reason: str) -> None:
         """All copies run on from where the leader is, and what was known of them counts less."""
@@ -163,6 +194,7 @@ class RaceEngine:
 
     def state_dict(self) -> State:
         return {
+            "kind": self._kind,
             "names": [each.name for each in self._copies],
             "copies": [
                 {"model": dict(each.rule.model.state_dict()), "optimizer": each.rule.optimizer.state_dict()}
@@ -178,6 +210,8 @@ class RaceEngine:
         }
 
     def load_state_dict(self, state: State) -> None:
+        if state["kind"] != self._kind:
+            self._line_up(state["kind"])
         names = [each.name for each in self._copies]
         if state["names"] != names:
             raise CheckpointError(
@@ -197,6 +231,9 @@ class RaceEngine:
 
     def _pieces(self, chunk: Chunk, update_size: int) -> Iterator[tuple[int, int]]:
         """(first, last + 1) records of whole updates, as many as the segment still has room for."""
+        if self.is_settled:
+            yield 0, len(chunk)
+            return
         edges = [] if update_size == 1 else [last for _, last in chunk.updates(update_size)]
         first = 0
         while first < len(chunk):
@@ -293,15 +330,17 @@ class RaceEngine:
 
     def _end_segment(self, position: int) -> None:
         self._in_segment = 0
-        stopped = self.standings.close()
-        self._scale = self.standings.mean_of_leader()
+        self._stop(position, self.standings.close())
+        self._scale = self.standings.mean_of_leader() or self._scale
+        if self.standings.is_time_to_reopen():
+            self._reopen(position, "it was time", changed=False)
+
+    def _stop(self, position: int, stopped: Sequence[int]) -> None:
         for number in stopped:
             self._tell(position, "stopped", self._copies[number].name)
         if self.standings.leader != self._told:
             self._told = self.standings.leader
             self._tell(position, "leads", self.optimizer)
-        if self.standings.is_time_to_reopen():
-            self._reopen(position, "it was time", changed=False)
 
     def _reopen(self, position: int, reason: str, *, changed: bool) -> None:
         for number in self.standings.reopen(changed=changed):

@@ -74,6 +74,10 @@ class Standings:
         self.running[stopped] = False
         return stopped
 
+    def finish(self) -> list[int]:
+        """The race goes on whatever ends."""
+        return []
+
     def is_time_to_reopen(self) -> bool:
         """Whether those that were stopped should have another chance: more and more seldom while nothing changes."""
         return not self.running.all() and self._num_seen - self._opened_at >= self._pause + _ENOUGH
@@ -97,6 +101,10 @@ class Standings:
         self._squared_weight *= _KEPT_AT_REOPENING**2
         self.running[:] = True
         return reopened
+
+    @property
+    def is_over(self) -> bool:
+        return False
 
     def mean_of_leader(self) -> float:
         """The leader's discounted mean score; 0 before there is one."""
