@@ -151,7 +151,7 @@ class Phase:
         for name in ("kind", "plan", "shuffle", "delay", "source", "rule"):
             was, now = getattr(self, name), getattr(asked, name)
             if name == "plan":
-                was, now = _fixed(was), _fixed(now)
+                name, was, now = "", _fixed(was), _fixed(now)
             if was != now:
                 raise CheckpointError(
                     got=_difference(name, was, now),
@@ -164,9 +164,9 @@ class Phase:
 
 def _fixed(plan: dict[str, Any]) -> dict[str, Any]:
     """What more epochs may not change: all of it where they end by themselves, or a schedule ends with them."""
-    if plan["epochs"] == "auto" or plan["schedule"] or plan["warmup"]:
-        return plan
-    return {**plan, "epochs": "a number"}
+    ends = plan["epochs"] == "auto" or plan["schedule"] or plan["warmup"]
+    kept = {name: value for name, value in plan.items() if name not in ("batch_size", "epochs")}
+    return {"update_size": plan["batch_size"], "epochs": plan["epochs"] if ends else "a number", **kept}
 
 
 def _difference(name: str, was: Any, now: Any) -> str:
@@ -178,7 +178,7 @@ def _difference(name: str, was: Any, now: Any) -> str:
         name, was, now = f"{name} {key}", was.get(key), now.get(key)
         if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
             was, now = next(pair for pair in zip(was, now, strict=True) if pair[0] != pair[1])
-    return f"{name.replace('_', ' ')} {str(now)[:80]} for a run that began with {str(was)[:80]}"
+    return f"{name.replace('_', ' ').strip()} {str(now)[:80]} for a run that began with {str(was)[:80]}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

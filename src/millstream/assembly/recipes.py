@@ -134,7 +134,9 @@ def snapshot(run: str | Path, changes: Mapping[str, Any] | None = None, **settin
     trainer = build(dataclasses.replace(_recipe(state, run), **changes), **settings)
     trainer.load_state_dict(state)
     for group in trainer.learner.rule.optimizer.param_groups:  # these came back with the state
-        group["lr"] = changes.get("learning_rate", group["lr"])
+        if "learning_rate" in changes:
+            group["lr"] = changes["learning_rate"]
+            group.pop("initial_lr", None)  # of a schedule that has ended
         group["weight_decay"] = changes.get("weight_decay", group["weight_decay"])
     for problem in problems:
         warnings.warn(problem, stacklevel=2)

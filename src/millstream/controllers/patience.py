@@ -13,7 +13,7 @@ __all__ = ["Patience", "score_of"]
 _WAIT = 2  # epochs without progress, before the rate falls
 _WAIT_AFTER_A_FALL = 1
 _FALLS = 2
-_PROGRESS = 0.01  # of the best score, so that an epoch counts
+_PROGRESS, _LEAST_PROGRESS = 0.01, 0.001  # of the best score and of the first one, so that an epoch counts
 _SHARE_OF_LOSS = 0.1  # of the score of a class; the rest is whether it was right
 
 
@@ -28,13 +28,15 @@ class Patience:
     def __init__(self, *, can_fall: bool = True) -> None:
         self._can_fall = can_fall
         self.best = math.inf
-        self._marked = math.inf  # the score that the next progress is counted from
+        self._first = self._marked = math.inf  # the score that the next progress is counted from
         self._waited = self._falls = 0
 
     def after_epoch(self, score: float) -> Literal["better", "on", "fall", "stop"]:
         better = score < self.best
         self.best = min(self.best, score)
-        if score < self._marked * (1 - _PROGRESS):
+        least = max(_PROGRESS * self._marked, _LEAST_PROGRESS * self._first) if math.isfinite(self._marked) else 0.0
+        if score < self._marked - least:
+            self._first = score if math.isinf(self._first) else self._first
             self._marked, self._waited = score, 0
         else:
             self._waited += 1

@@ -12,7 +12,7 @@ __all__ = ["Count", "Plan"]
 Count: TypeAlias = 'int | Literal["auto"]'
 
 MOST_EPOCHS = 200
-_FIRST_SIZE, _FIRST_SIZE_OF_FEW = 32, 8
+_FIRST_SIZE, _FIRST_SIZE_OF_FEW = 64, 8
 _LEAST_UPDATES = 32  # of an epoch, before the first size is made smaller
 _SIZE_OF_A_SCHEDULE = 64  # its length is a number of updates, so that the batch does not grow
 _SCHEDULES = ("", "constant", "linear", "cosine")
@@ -23,7 +23,7 @@ class Plan:
     """``schedule`` is what the rate does after ``warmup``, a share of all updates in which it rises to its full size.
 
     >>> Plan("auto", "auto").first_size(60_000), Plan("auto", "auto").first_size(300), Plan(100, 3).first_size(300)
-    (32, 8, 100)
+    (64, 8, 100)
     """
 
     batch_size: Count

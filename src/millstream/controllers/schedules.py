@@ -22,7 +22,7 @@ def make(optimizer: torch.optim.Optimizer, plan: Plan, num_updates: int) -> LRSc
     ...     sgd.step()
     ...     scheduler.step()
     >>> rates
-    [0.001, 0.5, 1.0, 0.833, 0.667, 0.5, 0.333, 0.167]
+    [0.001, 0.501, 1.0, 0.833, 0.667, 0.5, 0.333, 0.167]
     """
     rise = round(plan.warmup * num_updates)
     rest = max(1, num_updates - rise)

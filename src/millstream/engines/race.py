@@ -11,7 +11,6 @@ Shapes: K copies, N records, M questions.
 from __future__ import annotations
 
 import bisect
-import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -22,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from millstream.contracts import Chunk, Engine, Event, GradientNorms, Inputs, Loss, Outcome, Questions, State
-from millstream.engines.candidates import Candidate, Racing, entrants, entrants_of
+from millstream.engines.candidates import Racing, entrants, entrants_of
 from millstream.engines.choice import choose
+from millstream.engines.copies import Copy, copied, tensors_of
 from millstream.engines.heats import Heats
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
@@ -54,24 +54,6 @@ def prepare(
     return RaceEngine(rule, racing, engine)
 
 
-@dataclasses.dataclass(slots=True)
-class _Copy:
-    name: str
-    rule: UpdateRule
-    engine: Engine
-
-    def take(self, other: _Copy) -> None:
-        """Weights of another copy; its optimizer's state too, if that is of the same kind."""
-        with torch.no_grad():
-            for mine, its in zip(_tensors(self.rule.model), _tensors(other.rule.model), strict=True):
-                mine.copy_(its)
-        if type(self.rule.optimizer) is type(other.rule.optimizer):
-            rates = [group["lr"] for group in self.rule.optimizer.param_groups]
-            self.rule.optimizer.load_state_dict(copy.deepcopy(other.rule.optimizer.state_dict()))
-            for group, rate in zip(self.rule.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-
-
 class RaceEngine:
     """Several rates for one model. ``rule.optimizer`` is never stepped: each copy has its own.
 
@@ -92,9 +74,9 @@ class RaceEngine:
 
     def _line_up(self, kind: Literal["fit", "learn"]) -> None:
         """New copies of what is shown, for the optimizers of a kind of training."""
-        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self.rule.model))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(self.rule.model))
         self._kind, fitting = kind, self._entrants.of(kind)[: max(1, _MOST_BYTES // max(1, size))]
-        self._copies = [_copied(self.rule, candidate, self._engine) for candidate in fitting]
+        self._copies = [copied(self.rule, candidate, self._engine) for candidate in fitting]
         self.standings: Standings | Heats = (Heats if kind == "fit" else Standings)(len(self._copies))
         self._in_segment = 0  # records of the segment so far
         self._asked = np.zeros((len(self._copies), 0))  # scores of questions whose lessons have not come
@@ -140,7 +122,7 @@ class RaceEngine:
         return self.standings.is_over
 
     @property
-    def _leading(self) -> _Copy:
+    def _leading(self) -> Copy:
         return self._copies[self.standings.leader]
 
     def chunk_size(self, update_size: int) -> int:
@@ -197,8 +179,8 @@ class RaceEngine:
             "kind": self._kind,
             "names": [each.name for each in self._copies],
             "copies": [
-                {"model": dict(each.rule.model.state_dict()), "optimizer": each.rule.optimizer.state_dict()}
-                for each in self._copies
+                each.state_dict() if runs or self._kind == "learn" else None  # in a fit, nothing stopped runs again
+                for each, runs in zip(self._copies, self.standings.running, strict=True)
             ],
             "standings": self.standings.state_dict(),
             "in_segment": self._in_segment,
@@ -220,8 +202,8 @@ class RaceEngine:
                 do="build the trainer with the optimizers that it was made with",
             )
         for each, saved in zip(self._copies, state["copies"], strict=True):
-            each.rule.model.load_state_dict(saved["model"])
-            each.rule.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+            if saved is not None:
+                each.load_state_dict(saved)
         self.standings.load_state_dict(state["standings"])
         self._in_segment, self._scale, self._told = state["in_segment"], state["scale"], state["told"]
         self._asked, self._asked_numbers = np.array(state["asked"]), np.array(state["asked_numbers"])
@@ -354,19 +336,8 @@ class RaceEngine:
         """The person's model becomes the leader's weights: the same memory, not a copy."""
         if self._shown != self.standings.leader:
             self._shown = self.standings.leader
-            for shown, its in zip(_tensors(self.rule.model), _tensors(self._leading.rule.model), strict=True):
+            for shown, its in zip(tensors_of(self.rule.model), tensors_of(self._leading.rule.model), strict=True):
                 shown.data = its.data
-
-
-def _copied(rule: UpdateRule, candidate: Candidate, engine: str) -> _Copy:
-    model = copy.deepcopy(rule.model)
-    optimizer = candidate.make(model.parameters())
-    own = dataclasses.replace(rule, model=model, optimizer=optimizer)
-    return _Copy(candidate.name, own, choose(engine, own))
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def _part(questions: Questions, first: int, last: int, learned: int) -> Questions:
