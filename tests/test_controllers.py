@@ -118,12 +118,13 @@ def test_a_fit_is_resumed_to_the_last_bit_wherever_it_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, how: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("millstream.controllers.batches._LEAST_UPDATES", 10)
+    monkeypatch.setattr("millstream.controllers.batches._NOISE_PER_RECORD", 0.01)  # so that the batch grows soon
     words: Any = {"kind": "fit", "shuffle": True, "update_size": "auto", "epochs": "auto", **how}
     source = millstream.as_source(table())
     whole = make(kind, tmp_path / "whole")
     steps = list(whole.steps(source, **words))
     if kind == "race":
-        assert {step.update_size for step in steps} > {32}  # the batch grew
+        assert {step.update_size for step in steps} > {32}
     for number, place in enumerate({1, len(steps) // 2, len(steps) - 2}):
         cut = make(kind, tmp_path / f"cut{number}")
         for count, _ in enumerate(cut.steps(source, **words)):
