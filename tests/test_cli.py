@@ -177,7 +177,7 @@ def test_no_command_shows_the_help() -> None:
 def test_standard_input_gives_what_the_file_gives(kind: str, form: str) -> None:
     text = csv_text(rows(1500)) if form == "csv" else jsonl_text(rows(1500))
     Path(f"all.{form}").write_text(text)
-    words = ["--test", "0", *(["--update-size", "5"] if kind == "learn" else [])]
+    words = ["--test", "0", *(["--update-size", "5"] if kind == "learn" else ["--epochs", "1"])]
     piped = train(kind, "-", *words, stdin=text.encode()).json
     filed = train(kind, f"all.{form}", *words).json
     assert piped["records"] == 1500
@@ -310,7 +310,7 @@ def test_ctrl_c_commits_and_says_how_to_go_on(kind: str, monkeypatch: pytest.Mon
         (["--nonfinite", "skip"], "--nonfinite skip"),
         (["--class-weights", "1,2,3"], "--class-weights"),
         (["--window", "7"], "--window 7"),
-        (["--batch-size", "9"], "update size 9 for a run that began with 64"),
+        (["--batch-size", "9"], "update size 9 for a run that began with auto"),
         (["--target", "kind"], "columns that are not read as they were"),
         (["--test", "0.3"], "source .* for a run that began with"),
         (["--no-shuffle"], "shuffle False for a run that began with True"),
@@ -324,8 +324,9 @@ def test_resuming_with_other_settings_is_refused(words: list[str], said: str) ->
 
 
 def test_resuming_what_is_done_and_with_more_epochs() -> None:
-    once = train("fit", "good.csv", "--run", "run").json
-    assert train("fit", "good.csv", "--run", "run", "--resume").json["updates"] == once["updates"]
+    once = train("fit", "good.csv", "--epochs", "1", "--run", "run").json
+    again = train("fit", "good.csv", "--epochs", "1", "--run", "run", "--resume").json
+    assert again["updates"] == once["updates"]
     assert train("fit", "good.csv", "--run", "run", "--resume", "--epochs", "3").json["updates"] == 3 * once["updates"]
     whole = train("fit", "good.csv", "--epochs", "3", "--run", "whole").json
     assert whole["metrics"] == train("fit", "good.csv", "--epochs", "3", "--run", "run", "--resume").json["metrics"]
@@ -405,7 +406,7 @@ def module(name: str, text: str = MODULE) -> str:
 
 def test_a_trainer_of_ones_own_with_its_data() -> None:
     name = module("run_of_mine", MODULE + "\ntest = (torch.zeros(10, 3), torch.zeros(10, dtype=torch.int64))\n")
-    found = run("fit", f"{name}:trainer", "--batch-size", "16", "--run", "run", "--json").json
+    found = run("fit", f"{name}:trainer", "--batch-size", "16", "--epochs", "1", "--run", "run", "--json").json
     assert found["records"] == 300 and found["test"]["count"] == 10 and found["learning_rate"] == 0.01
     assert "the run of a Python object" in refusal(run("evaluate", "run", "good.csv"))
 

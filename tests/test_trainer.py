@@ -164,9 +164,9 @@ def test_resuming_at_the_end_changes_nothing_and_more_epochs_go_on(tmp_path: Pat
 
 def test_fit_then_learn_then_fit_keep_weights_optimizer_and_counters(tmp_path: Path) -> None:
     trainer = make(tmp_path)
-    trainer.fit(table(), batch_size=50)
+    trainer.fit(table(), batch_size=50, epochs=1)
     trainer.learn(table(500, 5))
-    summary = trainer.fit(table(), batch_size=50)
+    summary = trainer.fit(table(), batch_size=50, epochs=1)
     assert trainer.position == 2 * NUM + 500
     assert summary.updates == NUM // 50
     state = next(iter(trainer.learner.rule.optimizer.state.values()))

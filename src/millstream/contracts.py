@@ -26,6 +26,7 @@ __all__ = [
     "Chunk",
     "Engine",
     "Event",
+    "GradientNorms",
     "Inputs",
     "Loss",
     "Outcome",
@@ -186,6 +187,21 @@ class Event:
     learning_rate: float  # after it
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class GradientNorms:
+    """What the gradients of some updates of ``size`` records each say of their noise.
+
+    ``variance`` is the sum over all weights of the variance of one record's gradient, as the norm of a mean over a few
+    records and that of a mean over all of them tell it; None where it was not measured.
+    """
+
+    size: int
+    num_updates: int
+    mean_square: float  # of the norms of these updates' gradients
+    variance: float | None
+    num_measured: int  # updates that the variance was measured at
+
+
 @dataclasses.dataclass(slots=True)
 class Outcome:
     """What happened to a chunk, per record, in order: predict, then score, then update.
@@ -200,6 +216,7 @@ class Outcome:
     skipped: tuple[int, ...] = ()  # places in the chunk of records whose loss or gradient was not finite
     events: tuple[Event, ...] = ()
     by_reference: str = ""  # why an engine left the chunk to the reference; empty if it computed the updates itself
+    norms: tuple[GradientNorms, ...] = ()  # of updates of several records
 
 
 class Loss(Protocol):
@@ -262,6 +279,11 @@ class Engine(Protocol):
     @property
     def optimizer(self) -> str:
         """What people call it."""
+        ...
+
+    @property
+    def active(self) -> Any:
+        """The rule that is stepped now: ``rule``, or of several the one that leads."""
         ...
 
     def chunk_size(self, update_size: int) -> int:

@@ -14,7 +14,18 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from millstream.contracts import Chunk, Engine, Event, Inputs, Questions, Rejection, State, Stateful, map_tensors
+from millstream.contracts import (
+    Chunk,
+    Engine,
+    Event,
+    GradientNorms,
+    Inputs,
+    Questions,
+    Rejection,
+    State,
+    Stateful,
+    map_tensors,
+)
 from millstream.delay import LabelDelay
 from millstream.engines import UpdateRule, parameter_of
 from millstream.engines.failures import predicted
@@ -22,7 +33,7 @@ from millstream.errors import CheckpointError, DataError, ModelError
 from millstream.features import Features
 from millstream.losses import fitting_labels
 
-__all__ = ["Learner", "Scored", "load_or_refuse"]
+__all__ = ["Learner", "Scored", "check_version", "load_or_refuse"]
 
 _DO = "check the width of its first layer, the type of its inputs, and ids"
 
@@ -40,6 +51,7 @@ class Scored:
     skipped: tuple[int, ...]
     events: tuple[Event, ...] = ()
     by_reference: str = ""  # why the engine left the lessons to the reference, if it did
+    norms: tuple[GradientNorms, ...] = ()
 
     def refusals(self, chunk: Chunk | None) -> list[Rejection]:
         """The lessons that were skipped; ``chunk`` is where they came from, None if that is not one chunk."""
@@ -100,7 +112,7 @@ class Learner:
                 questions = Questions(asked, questions.learned_before)
             outcome = self.engine.learn(chunk, update_size, questions)
             outputs = outcome.outputs.reshape(len(targets)) * scale_N + shift_N
-        facts = len(chunk), outcome.num_updates, outcome.skipped, outcome.events, outcome.by_reference
+        facts = len(chunk), outcome.num_updates, outcome.skipped, outcome.events, outcome.by_reference, outcome.norms
         return Scored(outputs, targets, outcome.losses, known, *facts)
 
     def predict(self, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
@@ -187,6 +199,14 @@ class Learner:
 
     def _units(self, values: npt.NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values).to(self.device, torch.float32)
+
+
+def check_version(state: State) -> None:
+    """Refuses the state of a trainer of another version."""
+    if state.get("version") != 1:
+        raise CheckpointError(
+            got=f"state of version {state.get('version')}", wanted="version 1", do="use the Millstream that wrote it"
+        )
 
 
 def load_or_refuse(part: Any, state: State | None, name: str) -> None:

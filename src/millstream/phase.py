@@ -7,13 +7,15 @@ one that was begun.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from millstream.contracts import Chunk, Engine, Position, State
+from millstream.contracts import Chunk, Engine, Position, Rejection, State
 from millstream.delay import Delay
-from millstream.errors import CheckpointError, SettingError
+from millstream.errors import CheckpointError
 from millstream.learner import Scored
+from millstream.runs import Run
 
 __all__ = ["Phase", "Step", "Summary"]
 
@@ -30,6 +32,8 @@ class Phase:
     delay: Delay | None
     source: dict[str, Any]  # its fingerprint
     rule: dict[str, Any]  # seed, loss and bounds of the gradient
+    plan: dict[str, Any]  # what was asked of its controller, which may change the update size
+    total: int | None = None  # records of an epoch, where the source knows
     number: int = 0  # phases of the run before this one
     epoch: int = 0
     position: Position = None  # where the source goes on
@@ -41,13 +45,9 @@ class Phase:
     learned: int = 0  # records; fewer than were read where labels are late
     by_reference: int = 0  # records that the engine left to the reference
     reason: str = ""  # the first one why
+    noise_scale: float | None = None  # of the gradient, in records
     seconds: float = 0.0  # a clock, so not a part of what resumes bit for bit
     finished: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value in (("an update size", self.update_size), ("a number of epochs", self.epochs)):
-            if value < 1:
-                raise SettingError(got=f"{name} of {value}", wanted="1 or more", do="leave it out for the default")
 
     @property
     def features_learn(self) -> bool:
@@ -67,10 +67,26 @@ class Phase:
                 self.by_reference += scored.num_learned
                 self.reason = self.reason or scored.by_reference
 
+    def refuse_import(self, run: Run | None, num_rejected: int, rejected: Sequence[Rejection]) -> None:
+        """Counts and writes down what was refused before the first epoch."""
+        self.rejected = num_rejected
+        if run is not None:
+            run.reject(rejected, 0)
+
+    def refuse(self, run: Run | None, chunk: Chunk, scored: Scored | None, position: int) -> None:
+        """Counts and writes down what was refused on arrival, and what was skipped when it was to be learned."""
+        self.rejected += len(chunk.rejected)
+        # Where labels come late, a lesson is not of this chunk, and its line is no longer known.
+        late = self.delay is not None and self.delay.records != 0
+        if run is not None:
+            run.reject(chunk.rejected, self.place if late else position)
+            run.reject(scored.refusals(None if late else chunk) if scored else (), position)
+
     def engine(self, name: str) -> str:
         """Which engine computed the updates, where ``name`` is the one that was to.
 
-        >>> phase = Phase("learn", 1, 1, False, 512, None, {}, {}, learned=9, by_reference=2, reason="a label of -100")
+        >>> learned = {"learned": 9, "by_reference": 2, "reason": "a label of -100"}
+        >>> phase = Phase("learn", 1, 1, False, 512, None, {}, {}, {}, **learned)
         >>> phase.engine("fused")
         'fused (2 of 9 records by the reference: a label of -100)'
         """
@@ -84,7 +100,21 @@ class Phase:
         """How it stands, as a line of metrics.jsonl."""
         place = {"phase": self.number, "kind": self.kind, "epoch": self.epoch, "records": self.records}
         facts = {"updates": self.updates, "skipped": self.skipped, "learning_rate": learning_rate}
-        return {**place, **facts, "metrics": metrics}
+        sizes = {"update_size": self.update_size, "noise_scale": self.noise_scale}
+        return {**place, **facts, **sizes, "metrics": metrics}
+
+    def step(
+        self,
+        learning_rate: float,
+        scored: Scored | None,
+        num_records: int,
+        *,
+        epoch: int,
+        validation: dict[str, float] | None = None,
+    ) -> Step:
+        """What one turn of the loop did."""
+        counts = self.place, self.records, self.updates
+        return Step(scored, num_records, epoch, *counts, learning_rate, self.update_size, self.noise_scale, validation)
 
     def to_state(self) -> State:
         return {**dataclasses.asdict(self), "delay": None if self.delay is None else dataclasses.asdict(self.delay)}
@@ -100,11 +130,14 @@ class Phase:
         return Summary(
             records=self.records,
             updates=self.updates,
+            epochs=self.epoch,
             seconds=self.seconds,
             records_per_second=self.records / self.seconds if self.seconds else 0.0,
             engine=self.engine(engine.name),
             optimizer=engine.optimizer,
             learning_rate=engine.learning_rate,
+            update_size=self.update_size,
+            noise_scale=self.noise_scale,
             skipped=self.skipped,
             rejected=self.rejected,
             finished=self.finished,
@@ -115,8 +148,10 @@ class Phase:
 
     def continue_as(self, asked: Phase) -> None:
         """Checks that what is asked for now is what this phase began as; more epochs are welcome."""
-        for name in ("kind", "update_size", "shuffle", "delay", "source", "rule"):
+        for name in ("kind", "plan", "shuffle", "delay", "source", "rule"):
             was, now = getattr(self, name), getattr(asked, name)
+            if name == "plan":
+                name, was, now = "", _fixed(was), _fixed(now)
             if was != now:
                 raise CheckpointError(
                     got=_difference(name, was, now),
@@ -125,6 +160,13 @@ class Phase:
                 )
         self.finished = self.finished and asked.epochs <= self.epochs
         self.epochs = max(self.epochs, asked.epochs)
+
+
+def _fixed(plan: dict[str, Any]) -> dict[str, Any]:
+    """What more epochs may not change: all of it where they end by themselves, or a schedule ends with them."""
+    ends = plan["epochs"] == "auto" or plan["schedule"] or plan["warmup"]
+    kept = {name: value for name, value in plan.items() if name not in ("batch_size", "epochs")}
+    return {"update_size": plan["batch_size"], "epochs": plan["epochs"] if ends else "a number", **kept}
 
 
 def _difference(name: str, was: Any, now: Any) -> str:
@@ -136,7 +178,7 @@ def _difference(name: str, was: Any, now: Any) -> str:
         name, was, now = f"{name} {key}", was.get(key), now.get(key)
         if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
             was, now = next(pair for pair in zip(was, now, strict=True) if pair[0] != pair[1])
-    return f"{name.replace('_', ' ')} {str(now)[:80]} for a run that began with {str(was)[:80]}"
+    return f"{name.replace('_', ' ').strip()} {str(now)[:80]} for a run that began with {str(was)[:80]}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,6 +192,8 @@ class Step:
     records: int  # records of this phase so far
     updates: int
     learning_rate: float
+    update_size: int
+    noise_scale: float | None  # of the gradient, in records
     validation: dict[str, float] | None = None  # after an epoch
 
 
@@ -159,11 +203,14 @@ class Summary:
 
     records: int
     updates: int
+    epochs: int
     seconds: float
     records_per_second: float
     engine: str
     optimizer: str  # by name; of several, the one that leads
     learning_rate: float
+    update_size: int  # records that an update averages, at last
+    noise_scale: float | None  # how many would be more signal than noise; None where it was not measured
     skipped: int
     rejected: int
     finished: bool

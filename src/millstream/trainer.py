@@ -23,11 +23,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from millstream import engines, evaluation, losses, sources
 from millstream.contracts import Chunk, Loss, Source, State
+from millstream.controllers import Controller, Count, Plan
 from millstream.delay import LabelDelay, parse_delay
 from millstream.errors import CheckpointError, DataError, MillstreamError, SettingError
 from millstream.features import Features
 from millstream.guard import SkipGuard
-from millstream.learner import Learner, Scored, load_or_refuse
+from millstream.learner import Learner, Scored, check_version, load_or_refuse
 from millstream.metrics import Metrics
 from millstream.phase import Phase, Step, Summary
 from millstream.runs import Run
@@ -42,10 +43,9 @@ class Trainer:
     without one, several learning rates race (``engines.RaceEngine``), as do several optimizers that are given as
     functions of the parameters. ``scheduler`` steps after every update, or after every epoch if so told.
     ``clip_norm`` and ``clip_value`` bound an update's gradient. ``scoring`` says in which mode a record is predicted
-    before its update; ``auto`` is eval mode when learning online, and the update's own output when fitting.
-    ``replay`` mixes records of the past into online updates (``0.2``, ``0.2:window:5000``), ``drift`` names a detector
-    of drift and what an alarm does (``adwin:reopen``), ``average`` lets a mean of the weights answer (0.999). ``run``
-    names a folder for checkpoints, metrics and dead letters; without it nothing is saved.
+    before its update; ``auto`` is eval mode when learning online, and the update's own output when fitting. ``replay``
+    (0.2), ``drift`` ("adwin:raise") and ``average`` (0.999) see ``engines.Around``. ``run`` names a folder for
+    checkpoints, metrics and dead letters; without it nothing is saved.
 
     >>> model = nn.Linear(3, 2)
     >>> trainer = Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.1))
@@ -58,7 +58,7 @@ class Trainer:
         self,
         model: nn.Module,
         loss: str | Loss | Callable[[Any, Tensor], Tensor] = "cross_entropy",
-        optimizer: torch.optim.Optimizer | Sequence[engines.Candidate | engines.MakesOptimizer] | None = None,
+        optimizer: torch.optim.Optimizer | engines.Racing | None = None,
         *,
         features: Features | None = None,
         scheduler: LRScheduler | ReduceLROnPlateau | None = None,
@@ -81,21 +81,20 @@ class Trainer:
         spec: dict[str, Any] | None = None,
     ) -> None:
         model = model if device is None else model.to(device)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler_steps = "epoch"  # it waits for a loss, and only an epoch has one
-        per_update = scheduler if scheduler_steps == "update" else None
+        by_epoch = scheduler_steps == "epoch" or isinstance(scheduler, ReduceLROnPlateau)  # which waits for a loss
+        per_update = None if by_epoch else scheduler
         resolved = losses.resolve(loss, class_weights, engines.parameter_of(model))
         settings = {"scheduler": per_update, "clip_norm": clip_norm, "clip_value": clip_value, "seed": seed}
-        around = engines.Around(replay, drift, average)
-        chosen = engines.prepare(engine, model, resolved, optimizer, around, **settings)
+        chosen = engines.prepare(engine, model, resolved, optimizer, engines.Around(replay, drift, average), **settings)
         self.learner = Learner(chosen.rule, chosen, features)
         self.seed, self.spec = seed, spec
         self.position = 0  # run position of the next record to be learned
         self.metrics: Metrics | None = None
-        self._per_epoch = scheduler if scheduler_steps == "epoch" else None
+        self._per_epoch = scheduler if by_epoch else None
         self._scoring, self._window = scoring, window
         self._commit_seconds, self._report_records = commit_seconds, report_records
         self._phase: Phase | None = None
+        self._controller = Controller(Plan(1, 1), self.learner, None)  # of the phase
         self._delay: LabelDelay | None = None
         self._guard = SkipGuard(max_skips)
         self._num_epochs = 0  # of all phases: the key of the next shuffle
@@ -113,19 +112,25 @@ class Trainer:
         self,
         source: Any,
         *,
-        batch_size: int = 64,
-        epochs: int = 1,
+        batch_size: Count = "auto",
+        epochs: Count = "auto",
         validation: Any = None,
         shuffle: bool = True,
+        schedule: str = "",
+        warmup: float = 0.0,
         resume: bool = False,
     ) -> Summary:
         """Mini-batch training: ``epochs`` passes over a finite source, each in a new order, ``batch_size`` an update.
 
-        ``validation`` is a source, or the fraction of the records to hold out; it is evaluated after every epoch.
-        ``resume`` goes on with an unfinished ``fit`` of a restored trainer, from the record where it stood.
+        ``validation`` is a source, or the fraction of the records to hold out; it is evaluated after every epoch. With
+        ``"auto"`` the batch size follows the noise of the gradient, and the rate falls when validation (by itself of a
+        tenth of the records) stops improving, until training ends with the best weights. ``schedule`` is constant,
+        linear or cosine, after a rise over the share ``warmup`` of all updates. ``resume`` goes on with an unfinished
+        ``fit`` of a restored trainer, from the record where it stood.
         """
         test = None
         how: dict[str, Any] = {"shuffle": shuffle, "validation": validation, "resume": resume}
+        how |= {"schedule": schedule, "warmup": warmup}
         for step in self.steps(source, kind="fit", update_size=batch_size, epochs=epochs, **how):
             test = step.validation or test
         return self.summary(test)
@@ -143,11 +148,13 @@ class Trainer:
         source: Any,
         *,
         kind: Literal["fit", "learn"] = "learn",
-        update_size: int = 1,
-        epochs: int = 1,
+        update_size: Count = 1,
+        epochs: Count = 1,
         shuffle: bool = False,
         label_delay: Any = None,
         validation: Any = None,
+        schedule: str = "",
+        warmup: float = 0.0,
         resume: bool = False,
     ) -> Iterator[Step]:
         """The generator beneath ``fit`` and ``learn``: yields after every chunk, and after every epoch's validation.
@@ -155,19 +162,22 @@ class Trainer:
         To stop early, leave the loop: weights, optimizer and counters agree at every step. Call ``commit`` then, if
         there is a run to resume: what follows the last timed commit is not saved by itself.
         """
-        source, validation = sources.training_sources(source, validation, shuffle=shuffle, seed=self.seed)
+        plan = Plan(update_size, epochs, schedule, warmup)
+        how: dict[str, Any] = {"shuffle": shuffle, "seed": self.seed, "validates": epochs == "auto"}
+        source, validation = sources.training_sources(source, validation, **how)
         delay = None if label_delay is None else parse_delay(label_delay)
         rule = {"seed": self.seed, **self.learner.rule.facts()}
-        asked = Phase(kind, update_size, epochs, shuffle, 0, delay, dict(source.fingerprint()), rule)
-        asked.chunk_size = self.learner.engine.chunk_size(update_size)
+        facts = dict(source.fingerprint()), rule, plan.to_json(), source.num_records
+        size = plan.first_size(source.num_records)
+        asked = Phase(kind, size, plan.most_epochs, shuffle, 0, delay, *facts)
+        asked.chunk_size = self.learner.engine.chunk_size(size)
         phase = self._enter(source, asked, resume)
-        if isinstance(source, sources.CachedSource) and not resume:
-            phase.rejected = source.num_rejected
-            if self.run is not None:
-                self.run.reject(source.rejected, 0)
+        imported = sources.imported(source)
+        if imported is not None and not resume:
+            phase.refuse_import(self.run, imported.num_rejected, imported.rejected)
         self.commit()  # from here on there is something to resume
         try:
-            while phase.epoch < phase.epochs and not self._stop:
+            while not (phase.finished or self._stop):
                 yield from self._epoch(source, phase)
                 if not self._stop:
                     yield self._end_epoch(phase, validation)
@@ -247,6 +257,7 @@ class Trainer:
             "num_epochs": self._num_epochs,
             "guard": self._guard.state_dict(),
             "phase": None if self._phase is None else self._phase.to_state(),
+            "controller": self._controller.state_dict(),
             "delay": None if self._delay is None else self._delay.state_dict(),
             "metrics": None if self.metrics is None else self.metrics.state_dict(),
             "per_epoch": None if self._per_epoch is None else dict(self._per_epoch.state_dict()),
@@ -254,16 +265,13 @@ class Trainer:
         }
 
     def load_state_dict(self, state: State) -> None:
-        if state.get("version") != 1:
-            raise CheckpointError(
-                got=f"state of version {state.get('version')}",
-                wanted="version 1",
-                do="use the Millstream that wrote it",
-            )
+        check_version(state)
+        self._phase = None if state["phase"] is None else Phase.from_state(state["phase"])
+        if self._phase is not None:
+            self._control(self._phase).load_state_dict(state["controller"])
         self.learner.load_state_dict(state["learner"])
         self.position, self._num_epochs = state["position"], state["num_epochs"]
         self._guard.load_state_dict(state["guard"])
-        self._phase = None if state["phase"] is None else Phase.from_state(state["phase"])
         self._delay = None
         if state["delay"] is not None and self._phase is not None and self._phase.delay is not None:
             self._delay = LabelDelay(self._phase.delay, self._phase.update_size)
@@ -279,15 +287,21 @@ class Trainer:
 
     def _epoch(self, source: Source, phase: Phase) -> Iterator[Step]:
         """The rest of an epoch, from where it stands."""
-        started = time.perf_counter()
-        for chunk in self._in_order(source, phase).read(phase.position, size=phase.chunk_size):
-            step = self._take(chunk, phase)
-            phase.seconds += time.perf_counter() - started
-            yield step
-            self._guard.check(self.learning_rate)
-            if self._stop:
-                return
+        ordered = sources.Shuffled(source, seed=self.seed, epoch=self._num_epochs) if phase.shuffle else source
+        size = 0
+        while size != phase.chunk_size:  # of the next updates, which may be larger
+            size = phase.chunk_size
             started = time.perf_counter()
+            for chunk in ordered.read(phase.position, size=size):
+                step = self._take(chunk, phase)
+                phase.seconds += time.perf_counter() - started
+                yield step
+                self._guard.check(self.learning_rate)
+                if self._stop:
+                    return
+                if size != phase.chunk_size:
+                    break
+                started = time.perf_counter()
 
     def _take(self, chunk: Chunk, phase: Phase) -> Step:
         """All that happens to a chunk, in order."""
@@ -310,24 +324,27 @@ class Trainer:
             if self._delay is not None:
                 num_positions = scored.num_learned
         if phase.epoch == 0:
-            self._note_refused(chunk, scored, phase)
+            phase.refuse(self.run, chunk, scored, self.position)
         before = phase.records
         phase.advance(chunk, scored)
         self.position += num_positions
         self._whole = True
+        if scored is not None:
+            phase.update_size, phase.noise_scale = self._controller.after_chunk(scored, self.position)
+            phase.chunk_size = self.learner.engine.chunk_size(phase.update_size)
         self._report_if_due(before, phase)
-        if self.run is not None and scored is not None:
-            self.run.note(scored.events)
+        self._controller.note_events(self.run)
         self._guard.watch(scored)
         if time.monotonic() - self._committed_at >= self._commit_seconds:
             self.commit()
-        return Step(scored, len(chunk), phase.epoch, phase.place, phase.records, phase.updates, self.learning_rate)
+        return phase.step(self.learning_rate, scored, len(chunk), epoch=phase.epoch)
 
     def _score(self, chunk: Chunk, phase: Phase) -> Scored:
         """Predicts, scores and learns. Where that fails, ``position`` tells what was learned."""
         try:
             if not self._checked:
                 self.learner.check(chunk)
+                self._controller.look_at(chunk)
                 self._checked = True
             frozen = not phase.features_learn
             return self.learner.learn(chunk, phase.update_size, self.position, self._delay, frozen=frozen)
@@ -342,15 +359,10 @@ class Trainer:
         """Begins a phase, or goes on with the one that was restored."""
         if resume and self._phase is not None:
             self._phase.continue_as(asked)
-            place = self._phase.position
-            if place is not None and not source.can_seek and getattr(source, "stands_at", None) != place:
-                raise SettingError(
-                    got=f"a source that cannot start again at a position: {source.name}",
-                    wanted="a file, a table or an array",
-                    do="copy the stream to a file first, or learn on without --resume",
-                )
+            sources.check_goes_on(source, self._phase.position)
         else:
             asked.number = 0 if self._phase is None else self._phase.number + 1
+            self._control(asked).begin(asked.kind)
             self._phase, self.metrics = asked, None
             at_once = asked.delay is None or asked.delay.records == 0
             self._delay = None if at_once else LabelDelay(asked.delay, asked.update_size)  # type: ignore[arg-type]
@@ -360,30 +372,25 @@ class Trainer:
         self._checked = False
         return self._phase
 
-    def _in_order(self, source: Source, phase: Phase) -> Source:
-        if not phase.shuffle:
-            return source
-        return sources.Shuffled(source, seed=self.seed, epoch=self._num_epochs)
+    def _control(self, phase: Phase) -> Controller:
+        self._controller.end()
+        is_free = self.learner.rule.scheduler is None and self._per_epoch is None
+        self._controller = Controller(Plan(**phase.plan), self.learner, phase.total, is_free=is_free)
+        return self._controller
 
     def _end_epoch(self, phase: Phase, validation: Source | None) -> Step:
         test = None if validation is None else self.evaluate(validation)  # may fail: nothing has ended yet
         phase.epoch, phase.position, phase.place = phase.epoch + 1, None, 0
-        phase.finished = phase.epoch >= phase.epochs
         self._num_epochs += 1
+        line = phase.line(self.learning_rate, self._report()) | ({} if test is None else {"test": test})
+        phase.finished, test = self._controller.after_epoch(self.position, test, is_last=phase.epoch == phase.epochs)
         if self._per_epoch is not None:
             engines.step_after_epoch(self._per_epoch, (test or self._report()).get("loss"))
         if self.run is not None:
-            self.run.report(phase.line(self.learning_rate, self._report()) | ({} if test is None else {"test": test}))
+            self.run.report(line)
+        self._controller.note_events(self.run)
         self.commit()
-        return Step(None, 0, phase.epoch - 1, phase.place, phase.records, phase.updates, self.learning_rate, test)
-
-    def _note_refused(self, chunk: Chunk, scored: Scored | None, phase: Phase) -> None:
-        """Writes down what was refused on arrival, and what was skipped when it was to be learned."""
-        phase.rejected += len(chunk.rejected)
-        late = self._delay is not None  # then a lesson is not of this chunk, and its line is no longer known
-        if self.run is not None:
-            self.run.reject(chunk.rejected, phase.place if late else self.position)
-            self.run.reject(scored.refusals(None if late else chunk) if scored else (), self.position)
+        return phase.step(self.learning_rate, None, 0, epoch=phase.epoch - 1, validation=test)
 
     def _report(self) -> dict[str, float]:
         return {} if self.metrics is None else self.metrics.report()

@@ -1,11 +1,13 @@
 """From names to data and to a trainer, as the command line and saved runs speak of them.
 
 opening   what a person named as data: a public data set, files, a pipe; and what its columns mean
+optimizers  optimizers by name
 recipes   a recipe, which is JSON and saved with every checkpoint, and the trainer that it makes
 """
 
 from millstream.assembly.opening import Data, check_name, is_known, open_data, open_questions, require_columns
-from millstream.assembly.recipes import OPTIMIZERS, Recipe, build, load, snapshot
+from millstream.assembly.optimizers import OPTIMIZERS
+from millstream.assembly.recipes import Recipe, build, load, snapshot
 
 __all__ = [
     "OPTIMIZERS",

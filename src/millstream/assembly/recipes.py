@@ -7,9 +7,8 @@ knows no data.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,23 +16,12 @@ import torch
 from torch import nn
 
 from millstream import checkpoint, engines, features, losses, models
+from millstream.assembly import optimizers
 from millstream.errors import CheckpointError, DataError, ModelError, SettingError
 from millstream.schema import Schema
 from millstream.trainer import Trainer
 
-__all__ = ["OPTIMIZERS", "Recipe", "build", "load", "snapshot"]
-
-OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any], float]] = {
-    "sgd": (torch.optim.SGD, {}, 0.03),
-    "momentum": (torch.optim.SGD, {"momentum": 0.9}, 0.003),
-    "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, 0.003),
-    "adagrad": (torch.optim.Adagrad, {}, 0.03),
-    "rmsprop": (torch.optim.RMSprop, {}, 0.001),
-    "factored": (engines.FactoredRMSprop, {}, 0.001),
-    "adam": (torch.optim.Adam, {}, 0.001),
-    "adamw": (torch.optim.AdamW, {}, 0.001),
-}
-"""Class, options, and the rate in the middle of those that race where none is given."""
+__all__ = ["Recipe", "build", "load", "snapshot"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,7 +100,7 @@ def build(recipe: Recipe, *, run: str | Path | None = None, **settings: Any) -> 
     return Trainer(
         model.to(device),
         loss,
-        _optimizer(recipe, model),
+        optimizers.made(recipe.optimizer, recipe.learning_rate, recipe.weight_decay, model),
         features=parts,
         clip_norm=recipe.clip_norm,
         clip_value=recipe.clip_value,
@@ -152,7 +140,9 @@ def snapshot(run: str | Path, changes: Mapping[str, Any] | None = None, **settin
     trainer = build(dataclasses.replace(_recipe(state, run), **changes), **settings)
     trainer.load_state_dict(state)
     for group in trainer.learner.rule.optimizer.param_groups:  # these came back with the state
-        group["lr"] = changes.get("learning_rate", group["lr"])
+        if "learning_rate" in changes:
+            group["lr"] = changes["learning_rate"]
+            group.pop("initial_lr", None)  # of a schedule that has ended
         group["weight_decay"] = changes.get("weight_decay", group["weight_decay"])
     for problem in problems:
         warnings.warn(problem, stacklevel=2)
@@ -231,27 +221,3 @@ def _check_loss(loss: Any, schema: Schema) -> None:
 
 def _takes_sparse_gradients(recipe: Recipe) -> bool:
     return recipe.optimizer in ("auto", "sgd", "adagrad", "factored") and recipe.weight_decay == 0
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer | Sequence[engines.Candidate]:
-    """The optimizer, or those that race where no rate is given."""
-    if recipe.optimizer not in ("auto", *OPTIMIZERS):
-        raise SettingError(
-            got=f"optimizer {recipe.optimizer!r}",
-            wanted=f"one of auto, {', '.join(OPTIMIZERS)}",
-            do="pick one of these",
-        )
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    if rate is not None and not 0 < rate < float("inf"):
-        raise SettingError(got=f"learning rate {rate}", wanted="a number above 0", do="leave it out")
-    if not 0 <= decay < float("inf"):
-        raise SettingError(got=f"weight decay {decay}", wanted="0 or more", do="leave it out")
-    if rate is None and recipe.optimizer == "auto":
-        return engines.candidates(decay)
-    kind, settings, middle = OPTIMIZERS["sgd" if recipe.optimizer == "auto" else recipe.optimizer]
-    make = functools.partial(kind, weight_decay=decay, **settings)
-    if rate is None:
-        return engines.candidates_around(recipe.optimizer, lambda parameters, rate: make(parameters, lr=rate), middle)
-    if recipe.race:
-        return [engines.Candidate(recipe.optimizer, rate, functools.partial(make, lr=rate))]
-    return make(model.parameters(), lr=rate)

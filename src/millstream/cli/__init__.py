@@ -55,17 +55,12 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 @click.argument("source", required=False)
 @shared.about_data
 @shared.about_model
+@shared.fitting
 @shared.training(
-    "--batch-size",
-    callback=whole(),
-    default=64,
-    show_default=True,
-    metavar="RECORDS",
-    help="How many records one update averages.",
-)
-@shared.training("--epochs", callback=whole(), default=1, show_default=True, metavar="N", help="Passes over the data.")
-@shared.training(
-    "--validation", callback=fraction(), metavar="FRACTION", help="Records to hold out and evaluate after every epoch."
+    "--validation",
+    callback=fraction(),
+    metavar="FRACTION",
+    help="Records to hold out and evaluate after every epoch.  [default: 0.1 with --epochs auto]",
 )
 @shared.training("--no-shuffle", is_flag=True, help="Keep the order of the data.")
 @shared.about_run

@@ -27,18 +27,18 @@ _OTHERS = "Other options"
 _PYTHON_NAMES = ("on_error", "nonfinite", "max_skips", "clip_norm", "clip_value")  # of settings that are options here
 
 
-def whole(least: int = 1) -> Callback:
-    """A whole number, ``least`` or more."""
+def whole(least: int = 1, *, or_auto: bool = False) -> Callback:
+    """A whole number, ``least`` or more; with ``or_auto`` also that word."""
 
-    def check(_: click.Context, param: click.Parameter, value: Any) -> int | None:
-        if value is None:
-            return None
+    def check(_: click.Context, param: click.Parameter, value: Any) -> int | str | None:
+        if value is None or (or_auto and value == "auto"):
+            return None if value is None else "auto"
         try:
             number = int(value)
         except ValueError:
             number = least - 1
         if not least <= number < 1 << 63:
-            raise _refused(param, value, f"a whole number, {least} or more")
+            raise _refused(param, value, f"a whole number, {least} or more" + (", or auto" if or_auto else ""))
         return number
 
     return check
@@ -78,7 +78,9 @@ def fraction(*, or_file: bool = False) -> Callback:
 def choice(*words: str) -> Callback:
     """One of a few words."""
 
-    def check(_: click.Context, param: click.Parameter, value: Any) -> str:
+    def check(_: click.Context, param: click.Parameter, value: Any) -> str | None:
+        if value is None:
+            return None
         if value not in words:
             near = difflib.get_close_matches(str(value), words, 1)
             raise _refused(param, value, f"one of {', '.join(words)}", f"try {near[0]}" if near else "use one of these")

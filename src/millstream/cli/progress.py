@@ -29,9 +29,9 @@ class _Rate(ProgressColumn):
 class StepProgress:
     """Shows the steps of a trainer: records, rate, loss, window metric and its baseline, learning rate, time left."""
 
-    def __init__(self, trainer: Any, kind: str, total: int | None, epochs: int, *, quiet: bool) -> None:
+    def __init__(self, trainer: Any, kind: str, total: int | None, epochs: int | str, *, quiet: bool) -> None:
         self._trainer, self._kind, self._epochs = trainer, kind, epochs
-        self._total = None if total is None else total * epochs
+        self._total = None if total is None or isinstance(epochs, str) else total * epochs
         self._started = self._shown = time.monotonic()
         self._begun_at: int | None = None
         self._bar: Progress | None = None
@@ -73,11 +73,15 @@ class StepProgress:
             err.print(f"{self._name(step)}  validation {name} {step.validation[name]:.4g}")
 
     def _name(self, step: Step) -> str:
-        return self._kind if self._kind == "learn" else f"epoch {step.epoch + 1}/{self._epochs}"
+        if self._kind == "learn":
+            return self._kind
+        return f"epoch {step.epoch + 1}" + (f"/{self._epochs}" if self._epochs != "auto" else "")
 
     def _facts(self, step: Step) -> str:
         metrics = self._trainer.metrics
         facts = [f"η {step.learning_rate:.3g}"]
+        if self._kind == "fit":
+            facts.append(f"batch {step.update_size}")
         found = None if metrics is None else metrics.window_headline()
         if found is not None:
             name, baseline = metrics.headline

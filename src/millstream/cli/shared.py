@@ -18,6 +18,7 @@ __all__ = [
     "device",
     "engine",
     "fetch",
+    "fitting",
     "loss",
     "model",
     "network",
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 MODELS = "reference | linear | mlp:256,128 | cnn | my_module:factory"
-OPTIMIZERS = "sgd, momentum, nesterov, adagrad, rmsprop, factored, adam, adamw"
+OPTIMIZERS = "sgd, momentum, nesterov, adagrad, rmsprop, factored, adam, adamw, schedulefree, prodigy"
 
 data, model, training, run = section("Data"), section("Model"), section("Training"), section("Run")
 study, output = section("Study"), section("Output")
@@ -116,6 +117,36 @@ around = options(
     model("--average", callback=number(above=0), metavar="KEPT", help="Answer with a mean of the weights: 0.999."),
 )
 about_model = options(network, race, around, engine, device, threads, seed)
+fitting = options(
+    training(
+        "--batch-size",
+        callback=whole(or_auto=True),
+        default="auto",
+        show_default=True,
+        metavar="RECORDS",
+        help="How many records one update averages; auto follows the noise of the gradient.",
+    ),
+    training(
+        "--epochs",
+        callback=whole(or_auto=True),
+        default="auto",
+        show_default=True,
+        metavar="N",
+        help="Passes over the data; auto stops when validation no longer improves.",
+    ),
+    training(
+        "--schedule",
+        callback=choice("constant", "linear", "cosine"),
+        metavar="NAME",
+        help="How the rate falls over all epochs: constant, linear or cosine; needs a rate and a number of epochs.",
+    ),
+    training(
+        "--warmup",
+        callback=fraction(),
+        metavar="FRACTION",
+        help="The share of all updates in which the rate rises at first.",
+    ),
+)
 as_json = output(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else there."
 )

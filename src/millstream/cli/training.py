@@ -131,6 +131,8 @@ def _steps(kind: str, trainer: Trainer, data: Data, options: dict[str, Any]) -> 
             epochs=options["epochs"],
             shuffle=not options["no_shuffle"],
             validation=options["validation"],
+            schedule=options["schedule"] or "",
+            warmup=options["warmup"] or 0.0,
             resume=options["resume"],
         )
     return trainer.steps(
@@ -310,9 +312,13 @@ def _tell(summary: Summary, as_json: bool) -> None:
         print_json(summary.to_json())
         return
     counts = [(summary.skipped, "skipped"), (summary.rejected, "refused")]
+    noise = "" if summary.noise_scale is None else f", noise scale {summary.noise_scale:,.0f}"
     print(
         f"{summary.records:,} records, {summary.updates:,} updates in {seconds_text(summary.seconds)} "
         f"({summary.records_per_second:,.0f} records/s), engine {summary.engine}"
+    )
+    print(
+        f"{summary.optimizer}, η {summary.learning_rate:.3g}, {summary.update_size:,} records an update{noise}"
         + "".join(f", {num:,} {what}" for num, what in counts if num)
     )
     hidden = {"count", "num_nonfinite"}

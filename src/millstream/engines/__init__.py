@@ -1,7 +1,17 @@
 """Engines: how a chunk becomes weight changes. ``reference`` defines what is right; the others are faster and equal."""
 
 from millstream.engines.averaging import AveragedEngine, averaged_weights
-from millstream.engines.candidates import Candidate, MakesOptimizer, candidates, candidates_around, candidates_of
+from millstream.engines.candidates import (
+    Candidate,
+    Entrants,
+    MakesOptimizer,
+    Racing,
+    batch_candidates,
+    candidates,
+    candidates_around,
+    entrants,
+    entrants_of,
+)
 from millstream.engines.choice import NAMES, choose, explain
 from millstream.engines.drift import Drift, DriftEngine, parse_drift
 from millstream.engines.factored import FactoredRMSprop
@@ -21,10 +31,12 @@ __all__ = [
     "Candidate",
     "Drift",
     "DriftEngine",
+    "Entrants",
     "FactoredRMSprop",
     "FusedEngine",
     "MakesOptimizer",
     "RaceEngine",
+    "Racing",
     "ReferenceEngine",
     "Replay",
     "ReplayEngine",
@@ -33,11 +45,13 @@ __all__ = [
     "Updater",
     "answering",
     "averaged_weights",
+    "batch_candidates",
     "candidates",
     "candidates_around",
-    "candidates_of",
     "choose",
     "compile",
+    "entrants",
+    "entrants_of",
     "explain",
     "parameter_of",
     "parse_drift",

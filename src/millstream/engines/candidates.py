@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -12,7 +13,18 @@ from torch import nn
 from millstream.engines.factored import FactoredRMSprop
 from millstream.errors import SettingError
 
-__all__ = ["Candidate", "MakesOptimizer", "candidates", "candidates_around", "candidates_of", "name_of"]
+__all__ = [
+    "Candidate",
+    "Entrants",
+    "MakesOptimizer",
+    "Racing",
+    "batch_candidates",
+    "candidates",
+    "candidates_around",
+    "entrants",
+    "entrants_of",
+    "name_of",
+]
 
 MakesOptimizer: TypeAlias = "Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]"
 
@@ -42,30 +54,65 @@ def candidates(weight_decay: float = 0.0) -> Sequence[Candidate]:
     is better on some.
     """
 
-    def factored(rate: float) -> Candidate:
-        return Candidate(
-            "factored", rate, lambda parameters: FactoredRMSprop(parameters, lr=rate, weight_decay=weight_decay)
-        )
-
-    def plain(rate: float) -> Candidate:
-        return Candidate(
-            "sgd", rate, lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=weight_decay)
-        )
-
-    return (*(factored(rate) for rate in (3e-3, 1e-3, 1e-2, 3e-4, 1e-4)), plain(0.03))
+    return (*(_factored(rate, weight_decay) for rate in (3e-3, 1e-3, 1e-2, 3e-4, 1e-4)), _plain(0.03, weight_decay))
 
 
-def candidates_of(
-    optimizer: torch.optim.Optimizer | Sequence[Candidate | MakesOptimizer] | None,
-) -> Sequence[Candidate]:
-    """What is to race: nothing if there is one optimizer, the default without any, else what is given."""
-    if optimizer is None:
-        return candidates()
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return ()
-    if not optimizer:
+def _factored(rate: float, weight_decay: float) -> Candidate:
+    return Candidate(
+        "factored", rate, lambda parameters: FactoredRMSprop(parameters, lr=rate, weight_decay=weight_decay)
+    )
+
+
+def _nesterov(rate: float, weight_decay: float) -> Candidate:
+    make = functools.partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    return Candidate("nesterov", rate, make)
+
+
+def _adam(rate: float, weight_decay: float) -> Candidate:
+    return Candidate("adam", rate, lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay))
+
+
+def _plain(rate: float, weight_decay: float) -> Candidate:
+    return Candidate("sgd", rate, lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=weight_decay))
+
+
+def batch_candidates(weight_decay: float = 0.0, *, sparse: bool = False) -> Sequence[Candidate]:
+    """Those that race in a ``fit`` where nothing is given. Momentum wins there, but not with ``sparse`` gradients."""
+    if sparse:
+        plain = (_plain(rate, weight_decay) for rate in (0.1, 0.3, 0.03, 1.0))
+        return (*plain, *(_factored(rate, weight_decay) for rate in (1e-3, 3e-3, 1e-2)))
+    moving = (_nesterov(rate, weight_decay) for rate in (0.03, 0.01, 0.1, 0.003))
+    return (*moving, *(_adam(rate, weight_decay) for rate in (3e-3, 1e-3)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entrants:
+    """The optimizers that race when learning online, and those of a ``fit``."""
+
+    online: Sequence[Candidate]
+    batch: Sequence[Candidate]
+
+    def of(self, kind: Literal["fit", "learn"]) -> Sequence[Candidate]:
+        return self.batch if kind == "fit" else self.online
+
+
+Racing: TypeAlias = "Sequence[Candidate | MakesOptimizer] | Entrants"
+
+
+def entrants(model: nn.Module, weight_decay: float = 0.0) -> Entrants:
+    """The defaults for a model."""
+    sparse = any(getattr(part, "sparse", False) is True for part in model.modules())
+    return Entrants(candidates(weight_decay), batch_candidates(weight_decay, sparse=sparse))
+
+
+def entrants_of(optimizers: Racing) -> Entrants:
+    """What is given, online and in a ``fit``."""
+    if isinstance(optimizers, Entrants):
+        return optimizers
+    if not optimizers:
         raise SettingError(got="no optimizers", wanted="one or more", do="leave them out for the default")
-    return [each if isinstance(each, Candidate) else _named(each) for each in optimizer]
+    found = [each if isinstance(each, Candidate) else _named(each) for each in optimizers]
+    return Entrants(found, found)
 
 
 def _named(make: MakesOptimizer) -> Candidate:

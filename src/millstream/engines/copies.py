@@ -8,7 +8,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from millstream.contracts import Engine
+from millstream.contracts import Engine, State
 from millstream.engines.candidates import Candidate, name_of
 from millstream.engines.choice import choose
 from millstream.engines.rule import UpdateRule
@@ -52,6 +52,13 @@ class Copy:
             self.rule.optimizer.load_state_dict(copy.deepcopy(other.rule.optimizer.state_dict()))
             for group, rate in zip(self.rule.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+
+    def state_dict(self) -> State:
+        return {"model": dict(self.rule.model.state_dict()), "optimizer": self.rule.optimizer.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.rule.model.load_state_dict(state["model"])
+        self.rule.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
 def copied(rule: UpdateRule, option: tuple[str, nn.Module], candidate: Candidate, engine: str) -> Copy:

@@ -85,6 +85,10 @@ class FusedEngine:
         return float(self.rule.optimizer.param_groups[0]["lr"])
 
     @property
+    def active(self) -> UpdateRule:
+        return self.rule
+
+    @property
     def optimizer(self) -> str:
         return type(self.rule.optimizer).__name__
 

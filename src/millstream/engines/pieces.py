@@ -18,7 +18,7 @@ from torch import Tensor
 from millstream.contracts import Chunk, Engine, Event, Inputs, Outcome, Questions, State, Stateful
 from millstream.errors import CheckpointError, LearningError, MillstreamError
 
-__all__ = ["Pending", "Piecewise", "Wrapper", "find", "part_of", "pieces", "raise_so_far"]
+__all__ = ["Pending", "Piecewise", "Wrapper", "core_of", "find", "part_of", "pieces", "raise_so_far"]
 
 
 def pieces(chunk: Chunk, update_size: int, size: int, taken: int) -> Iterator[tuple[int, int]]:
@@ -67,6 +67,10 @@ class Wrapper:
         return self.inner.name
 
     @property
+    def active(self) -> Any:
+        return self.inner.active
+
+    @property
     def optimizer(self) -> str:
         return self.inner.optimizer
 
@@ -101,6 +105,13 @@ class Wrapper:
 
     def _load_own_state(self, state: State) -> None:
         raise NotImplementedError
+
+
+def core_of(engine: Engine) -> Engine:
+    """The engine that computes the updates, without what is around it."""
+    while isinstance(engine, Wrapper):
+        engine = engine.inner
+    return engine
 
 
 class Piecewise(Wrapper):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from millstream.contracts import Engine, Loss
 from millstream.engines.averaging import AveragedEngine
-from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_of
+from millstream.engines.candidates import Racing, entrants, entrants_of
 from millstream.engines.choice import choose
 from millstream.engines.drift import REPLAY_SHARE, REPLAYED, Drift, DriftEngine, parse_drift
 from millstream.engines.race import RaceEngine
@@ -23,7 +22,11 @@ __all__ = ["Around", "prepare"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Around:
-    """What is wrapped around an engine, if anything."""
+    """What is wrapped around an engine, if anything.
+
+    ``replay`` mixes records of the past into online updates (``0.2``, ``0.2:window:5000``), ``drift`` names a detector
+    of drift and what an alarm does (``adwin:raise``), ``average`` lets a mean of the weights answer (0.999).
+    """
 
     replay: str | float | Replay | None = None
     drift: str | Drift | None = None
@@ -34,15 +37,18 @@ def prepare(
     engine: str,
     model: nn.Module,
     loss: Loss,
-    optimizer: torch.optim.Optimizer | Sequence[Candidate | MakesOptimizer] | None,
+    optimizer: torch.optim.Optimizer | Racing | None,
     around: Around | None = None,
     **settings: Any,
 ) -> Engine:
     """The engine of one optimizer, by its name, or of those that race. ``settings`` are of the ``UpdateRule``."""
-    racing = candidates_of(optimizer)
-    one = optimizer if isinstance(optimizer, torch.optim.Optimizer) else racing[0].make(model.parameters())
-    rule = UpdateRule(model, loss, one, **settings)
-    chosen: Engine = RaceEngine(rule, racing, engine) if racing else choose(engine, rule)
+    chosen: Engine
+    if isinstance(optimizer, torch.optim.Optimizer):
+        chosen = choose(engine, UpdateRule(model, loss, optimizer, **settings))
+    else:
+        racing = entrants(model) if optimizer is None else entrants_of(optimizer)
+        one = racing.online[0].make(model.parameters())
+        chosen = RaceEngine(UpdateRule(model, loss, one, **settings), racing, engine)
     around = around or Around()
     mixed, watched = parse_replay(around.replay), parse_drift(around.drift)
     turns_on = watched is not None and watched.action == "replay"

@@ -10,18 +10,19 @@ Shapes: K copies, N records, M questions.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from millstream.contracts import Chunk, Event, Inputs, Outcome, Questions, State
-from millstream.engines.candidates import Candidate
+from millstream.contracts import Chunk, Event, GradientNorms, Inputs, Outcome, Questions, State
+from millstream.engines.candidates import Racing, entrants_of
 from millstream.engines.copies import Copy, copied, tensors_of
+from millstream.engines.heats import Heats
 from millstream.engines.pieces import part_of, pieces, raise_so_far
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
@@ -41,30 +42,50 @@ _MOST_BYTES = 1 << 30  # of the weights of all copies
 class RaceEngine:
     """Several rates for one model. ``rule.optimizer`` is never stepped: each copy has its own.
 
-    ``candidates`` are the optimizers that run, the first of which leads until there is something to go by.
+    ``candidates`` are the optimizers that run, the first of which leads until there is something to go by. Online they
+    run again now and then; a ``fit`` is a race of its own, which ends for good (``heats``).
     """
 
-    def __init__(self, rule: UpdateRule, candidates: Sequence[Candidate], engine: str = "auto") -> None:
+    def __init__(self, rule: UpdateRule, candidates: Racing, engine: str = "auto") -> None:
         if rule.scheduler is not None:
             raise SettingError(
                 got="a scheduler beside several optimizers", wanted="one of the two", do="give one optimizer"
             )
         self.rule = rule
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(rule.model))
-        fitting = candidates[: max(1, _MOST_BYTES // max(1, size))]
+        self._entrants, self._engine = entrants_of(candidates), engine
         self._options = options_of(rule.model)
-        self._copies = [copied(rule, option, each, engine) for each in fitting for option in self._options.items()]
-        self._began = [each.name for each in self._copies]
-        self.standings = Standings(len(self._copies))
         self._answering = ReferenceEngine(rule)
+        self._events: list[Event] = []
+        self._line_up("learn")
+
+    def _line_up(self, kind: Literal["fit", "learn"]) -> None:
+        """New copies of what is shown, for the optimizers of a kind of training."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(self.rule.model))
+        self._kind, fitting = kind, self._entrants.of(kind)[: max(1, _MOST_BYTES // max(1, size))]
+        options = self._options.items()
+        self._copies = [copied(self.rule, option, each, self._engine) for each in fitting for option in options]
+        self._began = [each.name for each in self._copies]
+        self.standings: Standings | Heats = (Heats if kind == "fit" else Standings)(len(self._copies))
         self._in_segment = 0  # records of the segment so far
         self._asked = np.zeros((len(self._copies), 0))  # scores of questions whose lessons have not come
         self._asked_numbers = np.zeros(0, np.int64)
         self._scale = 0.0  # of losses that are not of classes: the leader's mean
         self._shown = -1
         self._told = 0  # the leader that was told of last
-        self._events: list[Event] = []
         self._show()
+
+    def begin(self, kind: Literal["fit", "learn"]) -> None:
+        """A phase begins: a ``fit`` is a new race from the weights that are shown; ``learn`` goes on where it was."""
+        if kind != self._kind or kind == "fit":
+            self._line_up(kind)
+
+    def end_epoch(self, position: int) -> tuple[Event, ...]:
+        """The race of a fit ends with its first epoch: later scores would be of records seen before."""
+        if self._kind == "fit":
+            self._stop(position, self.standings.finish())
+            self._show()
+        events, self._events = tuple(self._events), []
+        return events
 
     @property
     def name(self) -> str:
@@ -83,7 +104,15 @@ class RaceEngine:
 
     @property
     def learning_rate(self) -> float:
-        return float(self._leading.rule.optimizer.param_groups[0]["lr"])
+        return float(self.active.optimizer.param_groups[0]["lr"])
+
+    @property
+    def active(self) -> UpdateRule:
+        return self._leading.rule
+
+    @property
+    def is_settled(self) -> bool:
+        return self.standings.is_over
 
     @property
     def _leading(self) -> Copy:
@@ -100,8 +129,9 @@ class RaceEngine:
             each.rule.scoring = self.rule.scoring
         answers: list[tuple[Tensor, Tensor]] = []
         skipped: list[int] = []
+        norms: list[GradientNorms] = []
         num_updates, asked, by_reference = 0, 0, ""
-        for first, last in pieces(chunk, update_size, SEGMENT, self._in_segment % SEGMENT):
+        for first, last in self._pieces(chunk, update_size):
             if self._in_segment >= SEGMENT:
                 if questions is not None:  # of before the segment's end, which come first whatever the cuts
                     due = int(np.searchsorted(questions.learned_before, first, side="right"))
@@ -120,6 +150,7 @@ class RaceEngine:
                 raise_so_far(error, int(chunk.positions()[first]) - chunk.start)
             num_updates += outcome.num_updates
             skipped += [first + place for place in outcome.skipped]
+            norms += outcome.norms
             by_reference = by_reference or outcome.by_reference
         if questions is not None:
             self._ask(questions, asked, len(questions.chunk), len(chunk), chunk, answers)
@@ -127,7 +158,7 @@ class RaceEngine:
         nothing = [(torch.empty(0), torch.empty(0))]  # no question stands among these lessons
         outputs, losses = (torch.cat(parts) for parts in zip(*(answers or nothing), strict=True))
         events, self._events = tuple(self._events), []
-        return Outcome(outputs, losses, num_updates, tuple(skipped), events, by_reference)
+        return Outcome(outputs, losses, num_updates, tuple(skipped), events, by_reference, tuple(norms))
 
     def world_changed(self, position: int, reason: str) -> None:
         """All copies run on from where the leader is, and what was known of them counts less."""
@@ -135,11 +166,12 @@ class RaceEngine:
 
     def state_dict(self) -> State:
         return {
+            "kind": self._kind,
             "names": self._began,
             "rates": [each.rate for each in self._copies],
             "copies": [
-                {"model": dict(each.rule.model.state_dict()), "optimizer": each.rule.optimizer.state_dict()}
-                for each in self._copies
+                each.state_dict() if runs or self._kind == "learn" else None  # in a fit, nothing stopped runs again
+                for each, runs in zip(self._copies, self.standings.running, strict=True)
             ],
             "standings": self.standings.state_dict(),
             "in_segment": self._in_segment,
@@ -151,6 +183,8 @@ class RaceEngine:
         }
 
     def load_state_dict(self, state: State) -> None:
+        if state.get("kind", self._kind) != self._kind:
+            self._line_up(state["kind"])
         if state.get("names") != self._began:
             raise CheckpointError(
                 got=f"a race of {', '.join(state['names'])}" if "names" in state else f"a run with {state['wrapper']}",
@@ -159,14 +193,20 @@ class RaceEngine:
             )
         for each, saved, rate in zip(self._copies, state["copies"], state["rates"], strict=True):
             each.rate = rate
-            each.rule.model.load_state_dict(saved["model"])
-            each.rule.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+            if saved is not None:
+                each.load_state_dict(saved)
         self.standings.load_state_dict(state["standings"])
         self._in_segment, self._scale, self._told = state["in_segment"], state["scale"], state["told"]
         self._asked, self._asked_numbers = np.array(state["asked"]), np.array(state["asked_numbers"])
         self._show()
 
     # ---------------------------------------------------------------- one piece of a chunk
+
+    def _pieces(self, chunk: Chunk, update_size: int) -> Iterator[tuple[int, int]]:
+        """(first, last + 1) records of whole updates, as many as the segment still has room for."""
+        if self.is_settled:
+            return iter([(0, len(chunk))] if len(chunk) else [])
+        return pieces(chunk, update_size, SEGMENT, self._in_segment % SEGMENT)
 
     def _running(self) -> list[int]:
         return np.flatnonzero(self.standings.running).tolist()
@@ -260,17 +300,19 @@ class RaceEngine:
     def _end_segment(self, position: int) -> None:
         self._in_segment = 0
         is_lost = self.standings.is_lost()
-        stopped = self.standings.close()
-        self._scale = self.standings.mean_of_leader()
+        self._stop(position, self.standings.close())
+        self._scale = self.standings.mean_of_leader() or self._scale
+        if is_lost:
+            self._reopen(position, "the score of the leader has doubled", changed=True)
+        elif self.standings.is_time_to_reopen():
+            self._reopen(position, "it was time", changed=False)
+
+    def _stop(self, position: int, stopped: Sequence[int]) -> None:
         for number in stopped:
             self._tell(position, "stopped", self._copies[number].name)
         if self.standings.leader != self._told:
             self._told = self.standings.leader
             self._tell(position, "leads", self.optimizer)
-        if is_lost:
-            self._reopen(position, "the score of the leader has doubled", changed=True)
-        elif self.standings.is_time_to_reopen():
-            self._reopen(position, "it was time", changed=False)
 
     def _reopen(self, position: int, reason: str, *, changed: bool) -> None:
         """Those that were stopped go on from where the leader is. If it may be lost, slower ones keep what they had."""

@@ -9,6 +9,7 @@ Shapes: B records of one update.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from millstream.contracts import Chunk, Inputs, Outcome, Questions, map_tensors
 from millstream.engines.dropout import KeyedDropout
 from millstream.engines.failures import OF_TORCH, failed_at
+from millstream.engines.noise import NoiseMeasurement
 from millstream.engines.randomness import kept_generators, key
 from millstream.engines.rule import Modes, UpdateRule
 from millstream.rows import rows_of
@@ -31,15 +33,20 @@ class ReferenceEngine:
 
     def __init__(self, rule: UpdateRule) -> None:
         self.rule = rule
-        self._modes = Modes(rule.model)
+        self._modes = Modes(rule.model, rule.optimizer)
         self._dropout = KeyedDropout(rule.model, rule.seed)
         self._parameters = [p for group in rule.optimizer.param_groups for p in group["params"]]
         self._buffers = list(rule.model.buffers())
         self._device = next((p.device for p in self._parameters), torch.device("cpu"))
+        self._squared_norm = 0.0  # of the last gradient, before it was clipped
 
     @property
     def learning_rate(self) -> float:
         return float(self.rule.optimizer.param_groups[0]["lr"])
+
+    @property
+    def active(self) -> UpdateRule:
+        return self.rule
 
     @property
     def optimizer(self) -> str:
@@ -55,6 +62,7 @@ class ReferenceEngine:
         outputs: list[Tensor] = []
         losses: list[Tensor] = []
         skipped: list[int] = []
+        noise = NoiseMeasurement(update_size)
         num_updates = asked = learned = first = last = 0
         places = None if chunk.offsets is None else chunk.offsets.tolist()
         try:
@@ -64,9 +72,9 @@ class ReferenceEngine:
                     if questions is not None:
                         due = int(np.searchsorted(questions.learned_before, last))
                         asked = self._answer(questions.chunk, asked, due, outputs, losses)
-                    for generator in generators:
-                        generator.manual_seed(key(self.rule.seed, chunk.start + (places[first] if places else first)))
-                    record_outputs, record_losses, left_out = self._update(_part(chunk, first, last))
+                    position = chunk.start + (places[first] if places else first)
+                    learning = _part(chunk, first, last), position, generators, noise
+                    record_outputs, record_losses, left_out = self._measured_update(*learning)
                     learned = last
                     if len(left_out) < last - first:
                         num_updates += 1
@@ -79,15 +87,33 @@ class ReferenceEngine:
                 if questions is not None:
                     self._answer(questions.chunk, asked, len(questions.chunk), outputs, losses)
         except OF_TORCH as error:
+            self._modes.rest()
             raise failed_at(error, chunk, (first, last), learned) from error
+        self._modes.rest()
         nothing = [torch.empty(0)]  # lessons without a question among them
-        return Outcome(torch.cat(outputs or nothing), torch.cat(losses or nothing), num_updates, tuple(skipped))
+        outputs, losses = outputs or nothing, losses or nothing
+        return Outcome(torch.cat(outputs), torch.cat(losses), num_updates, tuple(skipped), norms=noise.found())
 
     def predict(self, inputs: Inputs) -> Tensor:
         with kept_generators(self._device), torch.no_grad():
             self._modes.eval()
             outputs: Tensor = self.rule.model(inputs)
             return outputs
+
+    def _measured_update(
+        self, part: Chunk, position: int, generators: Sequence[torch.Generator], noise: NoiseMeasurement
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """An update, before which the gradient of a few of its records may be looked at: they draw the same."""
+        draws, of_few = key(self.rule.seed, position), None
+        num_few = noise.num_few(position, len(part))
+        if num_few:
+            _seed(generators, draws)
+            of_few = self._norm_of_few(_part(part, 0, num_few))
+        _seed(generators, draws)
+        outputs, losses, left_out = self._update(part)
+        if not left_out:
+            noise.add(len(part), self._squared_norm, num_few, of_few)
+        return outputs, losses, left_out
 
     def _update(self, part: Chunk) -> tuple[Tensor, Tensor, list[int]]:
         """One update: the outputs and losses of its B records before it, and the places of those left out of it."""
@@ -131,7 +157,7 @@ class ReferenceEngine:
         objective = weighted.mean() if len(weighted) > 1 else weighted
         objective.backward()  # type: ignore[no-untyped-call]
         gradients = [_elements(p) for p in self._parameters if p.grad is not None]
-        squared_norm = _squared_norm(gradients)
+        self._squared_norm = squared_norm = _squared_norm(gradients)
         if not math.isfinite(float(objective.detach()) + squared_norm):
             return False
         clip_norm = self.rule.clip_norm
@@ -142,6 +168,15 @@ class ReferenceEngine:
             for gradient in gradients:
                 gradient.clamp_(-self.rule.clip_value, self.rule.clip_value)
         return True
+
+    def _norm_of_few(self, few: Chunk) -> float | None:
+        """The squared norm of the mean gradient of a few records; None if it is not finite. Changes nothing."""
+        before = [buffer.clone() for buffer in self._buffers]
+        try:
+            losses = self.rule.loss(self._dropout.forward(few), _labels(few))
+            return self._squared_norm if self._gradient_is_finite(losses, few.weights) else None
+        finally:
+            self._put_back(before)
 
     def _not_finite(self, part: Chunk) -> list[int]:
         """The places of the records whose own loss or gradient is not finite.
@@ -194,6 +229,11 @@ def _part(chunk: Chunk, first: int, last: int) -> Chunk:
         offsets=None if offsets is None else offsets[first:last],
         start=chunk.start + (first if offsets is None else 0),
     )
+
+
+def _seed(generators: Sequence[torch.Generator], draws: int) -> None:
+    for generator in generators:
+        generator.manual_seed(draws)
 
 
 def _squared_norm(gradients: list[Tensor]) -> float:

@@ -77,23 +77,36 @@ class Modes:
     >>> modes = Modes(model)
     >>> modes.train(); model[0].training, model[1].training
     (True, False)
+
+    An optimizer may have modes, too: those of schedule-free learning show averaged weights in eval mode.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         self._model = model
+        self._averaging: Any = optimizer if hasattr(optimizer, "train") and hasattr(optimizer, "eval") else None
         self._kept = [part for part in model.modules() if not part.training] if model.training else []
         kept = {id(part) for part in self._kept}
         free = [part for part in model.modules() if id(part) not in kept]
         self.batch_norm = next((type(m).__name__ for m in free if isinstance(m, _ALL_RECORDS_AT_ONCE)), None)
-        self.differ = self.batch_norm is not None or any(_is_random(part) for part in free)
+        self.differ = (
+            self.batch_norm is not None or self._averaging is not None or any(_is_random(part) for part in free)
+        )
 
     def train(self) -> None:
         self._model.train()
+        if self._averaging is not None:
+            self._averaging.train()
         for part in self._kept:
             part.eval()
 
     def eval(self) -> None:
         self._model.eval()
+        self.rest()
+
+    def rest(self) -> None:
+        """Between two chunks the weights are those that answer: whoever looks, asks or saves finds them."""
+        if self._averaging is not None:
+            self._averaging.eval()
 
     def refuse_single_records(self) -> None:
         """A model without a meaning for one record at a time is refused, with the remedy."""

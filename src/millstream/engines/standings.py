@@ -90,6 +90,10 @@ class Standings:
         now = scores.mean()
         return bool(now > _LOST * mean and now - mean > _LOST_SURE * np.sqrt(variance / len(scores)))
 
+    def finish(self) -> list[int]:
+        """The race goes on whatever ends."""
+        return []
+
     def is_time_to_reopen(self) -> bool:
         """Whether those that were stopped should have another chance: more and more seldom while nothing happens."""
         return not self.running.all() and self._num_seen - self._opened_at >= self._pause + _ENOUGH
@@ -112,6 +116,10 @@ class Standings:
         self._squared_weight *= _KEPT_AT_REOPENING**2
         self.running[:] = True
         return reopened
+
+    @property
+    def is_over(self) -> bool:
+        return False
 
     def mean_of_leader(self) -> float:
         """The leader's discounted mean score; 0 before there is one."""

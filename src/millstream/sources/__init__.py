@@ -18,7 +18,7 @@ from millstream.sources.iterables import BatchesSource, DatasetSource, RecordsSo
 from millstream.sources.memory import TableSource, TensorSource
 from millstream.sources.order import Mixed, Repeated, Shuffled, Subset
 from millstream.sources.stdin import StdinSource
-from millstream.sources.training import training_sources
+from millstream.sources.training import check_goes_on, imported, training_sources
 
 __all__ = [
     "BatchesSource",
@@ -36,6 +36,8 @@ __all__ = [
     "TensorSource",
     "as_source",
     "cached",
+    "check_goes_on",
     "hold_out",
+    "imported",
     "training_sources",
 ]

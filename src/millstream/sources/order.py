@@ -103,6 +103,11 @@ class Subset:
         return {"kind": "subset", "records": len(self._numbers), "numbers": digest, "of": self._source.fingerprint()}
 
     @property
+    def whole(self) -> Source:
+        """What this is a part of."""
+        return self._source
+
+    @property
     def modified(self) -> list[Any]:
         return modified(self._source)
 

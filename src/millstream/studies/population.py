@@ -72,6 +72,10 @@ class SharedEngine:
         return self._members[self.alive[0]].learning_rate
 
     @property
+    def active(self) -> UpdateRule:
+        return self._members[self.alive[0]].active  # type: ignore[no-any-return]
+
+    @property
     def optimizer(self) -> str:
         return self._members[self.alive[0]].optimizer
 

@@ -97,6 +97,10 @@ class ReorderedReference:
         return self._engine.learning_rate
 
     @property
+    def active(self) -> UpdateRule:
+        return self.rule
+
+    @property
     def optimizer(self) -> str:
         return self._engine.optimizer
 
