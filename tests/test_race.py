@@ -23,7 +23,9 @@ from millstream.engines import (
     FusedEngine,
     RaceEngine,
     ReferenceEngine,
+    Several,
     UpdateRule,
+    answering,
     candidates,
     candidates_around,
     standings,
@@ -243,6 +245,27 @@ def test_what_cannot_race_is_refused(optimizer: Any, said: str) -> None:
         Trainer(one, optimizer=optimizer, scheduler=schedule if optimizer else None)
 
 
+# ---------------------------------------------------------------- models that race
+
+
+def test_the_best_of_several_models_answers_and_is_exported() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6000, 2)
+    y = (x[:, 0] * x[:, 1] > 0).long()  # which no line tells
+    model = Several({"linear": nn.Linear(2, 2), "deep": nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 2))})
+    trainer = Trainer(model)
+    trainer.learn((x, y))
+    assert model.name == "deep" and trainer.summary().optimizer.startswith("deep ")
+    deep = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 2))
+    deep.load_state_dict(answering(model.state_dict()))
+    assert torch.equal(deep(x), model(x))
+    assert (model(x).argmax(1) == y).double().mean() > 0.9
+    twin = Trainer(Several({"linear": nn.Linear(2, 2), "deep": copy.deepcopy(deep)}))
+    twin.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    more = torch.randn(500, 2), torch.randint(2, (500,))
+    assert trainer.learn(more).metrics == twin.learn(more).metrics
+
+
 # ---------------------------------------------------------------- bad input never leaves a dead learner
 
 
@@ -329,13 +352,24 @@ def test_a_matrix_of_rank_one_has_the_second_moments_of_rmsprop() -> None:
     its.load_state_dict(mine.state_dict())
     x = torch.randn(1, 5, dtype=torch.float64)
     for model, optimizer in (
-        (mine, FactoredRMSprop(mine.parameters(), lr=0.01)),
+        (mine, FactoredRMSprop(mine.parameters(), lr=0.01, most=100)),  # the first step is ten times the rate
         (its, torch.optim.RMSprop(its.parameters(), lr=0.01)),
     ):
         model(x).square().sum().backward()
         optimizer.step()
     assert torch.allclose(mine.weight, its.weight, atol=1e-6)
     assert torch.allclose(mine.bias, its.bias, atol=1e-12)
+
+
+def test_a_step_has_a_bound_where_rows_and_columns_tell_too_little() -> None:
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = FactoredRMSprop(model.parameters(), lr=1.0)
+    for row in (0, 1):  # the second gradient is where the first was not
+        before = model.weight.detach().clone()
+        model.weight.grad = torch.zeros(4, 4)
+        model.weight.grad[row, row] = 1e3 if row == 0 else 1e-3
+        optimizer.step()
+        assert (model.weight - before).square().mean().sqrt() <= 3.0001
 
 
 def test_decay_shrinks_weights_beside_the_step() -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from millstream.errors import MillstreamError, ModelError, SettingError
 
-__all__ = ["NAMES", "FirstLayer", "InputShape", "build", "call_object", "load_object"]
+__all__ = ["NAMES", "FirstLayer", "InputShape", "build", "call_object", "load_object", "names_of"]
 
 NAMES = ("reference", "linear", "mlp:256,128", "cnn", "my_module:factory")
 
@@ -100,6 +100,23 @@ def build(name: str, shape: InputShape, num_outputs: int, *, sparse: bool = Fals
         wanted=f"one of {', '.join(NAMES)}",
         do=f"try {near[0]!r}" if near else "pick one of these",
     )
+
+
+def names_of(text: str | None) -> tuple[str, ...]:
+    """The names in a text with commas between; a number goes on with the widths of the name before it.
+
+    >>> names_of("linear,mlp:64,32,mlp:256")
+    ('linear', 'mlp:64,32', 'mlp:256')
+    """
+    names: list[str] = []
+    for part in (text or "").split(","):
+        if part.strip().isdigit() and names:
+            names[-1] += f",{part.strip()}"
+        elif part.strip():
+            names.append(part.strip())
+    if len(set(names)) < len(names):
+        raise SettingError(got=f"models {text}", wanted="each of them once", do="leave one out")
+    return tuple(names)
 
 
 def load_object(path: str) -> Any:

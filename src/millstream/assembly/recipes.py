@@ -42,6 +42,7 @@ class Recipe:
 
     schema: Schema
     model: str = "mlp:256"
+    race: tuple[str, ...] = ()  # models by name that race, in place of ``model``
     loss: str = ""  # "": cross_entropy for classes, huber for numbers
     optimizer: str = "auto"  # several optimizers race, or plain SGD where a rate is given
     learning_rate: float | None = None  # None: several race
@@ -79,6 +80,7 @@ class Recipe:
         return cls(
             **{
                 **value,
+                "race": tuple(value.get("race", ())),
                 "schema": Schema.from_json(value["schema"]),
                 "class_weights": None if weights is None else tuple(weights),
             }
@@ -102,10 +104,8 @@ def build(recipe: Recipe, *, run: str | Path | None = None, **settings: Any) -> 
     _check_loss(loss, recipe.schema)
     num_outputs = 1 if loss.task == "binary" else parts.num_outputs
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
         shape = models.InputShape(parts.input_shape, parts.num_ids)
-        model = models.build(recipe.model, shape, num_outputs, sparse=_takes_sparse_gradients(recipe))
-    _check_parameters(recipe.model, model)
+        model = _model(recipe, shape, num_outputs)
     return Trainer(
         model.to(device),
         loss,
@@ -161,6 +161,16 @@ def _recipe(state: dict[str, Any], run: str | Path) -> Recipe:
             do="call millstream.load(run, trainer)",
         )
     return Recipe.from_json(state["spec"])
+
+
+def _model(recipe: Recipe, shape: models.InputShape, num_outputs: int) -> nn.Module:
+    """The model, or those that race. Each has the weights that it would have alone."""
+    made = {}
+    for name in recipe.race or (recipe.model,):
+        torch.manual_seed(recipe.seed)
+        made[name] = models.build(name, shape, num_outputs, sparse=_takes_sparse_gradients(recipe))
+        _check_parameters(name, made[name])
+    return engines.Several(made) if recipe.race else made[recipe.model]
 
 
 def _device(name: str) -> torch.device:
@@ -236,4 +246,6 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer | Sequ
     make = functools.partial(kind, weight_decay=decay, **settings)
     if rate is None:
         return engines.candidates_around(recipe.optimizer, lambda parameters, rate: make(parameters, lr=rate), middle)
+    if recipe.race:
+        return [engines.Candidate(recipe.optimizer, rate, functools.partial(make, lr=rate))]
     return make(model.parameters(), lr=rate)

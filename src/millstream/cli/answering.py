@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from safetensors.torch import save_file
 
-from millstream import assembly, checkpoint, evaluation
+from millstream import assembly, checkpoint, engines, evaluation
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import err
 from millstream.contracts import Source
@@ -67,7 +67,8 @@ def predict(run: str, data: str, output: str, fetch: bool, device: str | None) -
 def export(run: str, file: str) -> None:
     """Writes the weights alone, under the names of the model's state_dict."""
     state, _, _ = checkpoint.newest(Path(run) / "checkpoints")
-    weights = {name: tensor.clone() for name, tensor in state["learner"]["model"].items()}  # aliases as well
+    weights = engines.answering(state["learner"]["model"])
+    weights = {name: tensor.clone() for name, tensor in weights.items()}  # aliases as well
     with _replacing(Path(file)) as draft:
         save_file(weights, draft)
     print(f"{file}: {len(weights)} tensors, {sum(t.numel() for t in weights.values()):,} numbers")

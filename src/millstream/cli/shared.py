@@ -102,7 +102,10 @@ threads = model(
     metavar="N",
     help="Of one matrix product; more pay for large models only.",
 )
-about_model = options(network, engine, device, threads, seed)
+race = model(
+    "--race", metavar="NAME,NAME…", help="Models side by side, the best of which answers: linear,mlp:64,mlp:256."
+)
+about_model = options(network, race, engine, device, threads, seed)
 as_json = output(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else there."
 )

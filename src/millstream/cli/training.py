@@ -31,7 +31,7 @@ __all__ = ["numbers", "run"]
 
 _OF_A_RECIPE = (
     *("model", "loss", "optimizer", "learning_rate", "weight_decay", "clip_norm", "clip_value", "class_weights"),
-    *("engine", "device", "seed", "window", "max_skips", "on_error", "nonfinite"),
+    *("engine", "device", "seed", "window", "max_skips", "on_error", "nonfinite", "race"),
 )
 _MAY_CHANGE = (  # in a run that begins with the weights of another one
     *("learning_rate", "weight_decay", "clip_norm", "clip_value", "engine", "device"),
@@ -48,6 +48,7 @@ def run(kind: str, options: dict[str, Any], given: set[str]) -> None:
         parse_delay(options["label_delay"])
     weights = numbers("--class-weights", options["class_weights"])
     options = {**options, "class_weights": weights, "device": options["device"] or "cpu"}
+    options["race"] = models.names_of(options["race"])
     trainer, data, folder = _prepared(kind, options, given)
     if not options["as_json"]:
         for line in _welcome(kind, data, trainer, folder):

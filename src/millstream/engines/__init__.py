@@ -7,6 +7,7 @@ from millstream.engines.fused import FusedEngine
 from millstream.engines.race import RaceEngine, prepare
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule, parameter_of, step_after_epoch
+from millstream.engines.several import Several, answering
 from millstream.engines.updater import Updater, compile
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "MakesOptimizer",
     "RaceEngine",
     "ReferenceEngine",
+    "Several",
     "UpdateRule",
     "Updater",
+    "answering",
     "candidates",
     "candidates_around",
     "candidates_of",

@@ -26,6 +26,9 @@ _TINY = 1e-30  # a row whose every gradient was 0 has no step
 class FactoredRMSprop(torch.optim.Optimizer):
     """A step of ``lr`` × gradient / √(its mean square), as rows and columns tell that mean.
 
+    ``most`` bounds the root mean square of a matrix's step, in units of ``lr``: rows and columns that were both quiet
+    for long tell too small a mean.
+
     For a matrix G the running means r of its rows' squares and c of its columns' give √(r cᵀ / mean(r)). Vectors keep
     a mean for each element, as RMSprop does. A sparse gradient changes only the rows that it has, each with a mean of
     its own that counts its own occurrences. ``alpha`` is how much of a mean is kept by an update; ``weight_decay``
@@ -46,16 +49,18 @@ class FactoredRMSprop(torch.optim.Optimizer):
         alpha: float = 0.99,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        most: float = 3.0,
     ) -> None:
         for name, value, is_right in (
             ("lr", lr, lr >= 0),
             ("alpha", alpha, 0 <= alpha < 1),
             ("eps", eps, eps > 0),
             ("weight_decay", weight_decay, weight_decay >= 0),
+            ("most", most, most > 0),
         ):
             if not is_right:
                 raise SettingError(got=f"{name}={value}", wanted="a number in its range", do="leave it out")
-        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "most": most})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -88,8 +93,9 @@ class FactoredRMSprop(torch.optim.Optimizer):
         rows_R = _advance(state["row_mean"], squares_RC.mean(1), group["alpha"])
         columns_C = _advance(state["column_mean"], squares_RC.mean(0), group["alpha"])
         scale_R = rows_R.mean().sqrt() / (rows_R.sqrt() + _TINY)
-        step_RC = (group["lr"] * scale_R)[:, None] * gradient_RC / (columns_C.sqrt() + group["eps"])
-        parameter.sub_(step_RC.reshape(parameter.shape))
+        step_RC = scale_R[:, None] * gradient_RC / (columns_C.sqrt() + group["eps"])
+        bound = (group["most"] / (step_RC.square().mean().sqrt() + _TINY)).clamp(max=1.0)
+        parameter.sub_((group["lr"] * bound * step_RC).reshape(parameter.shape))
 
     def _step_vector(self, parameter: Tensor, group: dict[str, Any]) -> None:
         gradient = parameter.grad

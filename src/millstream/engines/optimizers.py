@@ -41,6 +41,7 @@ _DIALS = {
     "lr_decay": steps.RATE_DECAY,
     "centered": steps.CENTERED,
     "amsgrad": steps.AMSGRAD,
+    "most": steps.MOST,
 }
 # The state of each kind in the order of the kernel's three places; with the option without which there is none.
 _STATE: dict[int, tuple[tuple[str, str], ...]] = {

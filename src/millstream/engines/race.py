@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from millstream.contracts import Chunk, Engine, Event, Inputs, Loss, Outcome, Questions, State
-from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_of, name_of
+from millstream.engines.candidates import Candidate, MakesOptimizer, candidates_of
 from millstream.engines.choice import choose
+from millstream.engines.copies import Copy, copied, tensors_of
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
+from millstream.engines.several import Several, options_of
 from millstream.engines.standings import Standings
 from millstream.errors import CheckpointError, LearningError, MillstreamError, SettingError
 
@@ -52,35 +54,6 @@ def prepare(
     return RaceEngine(rule, racing, engine) if racing else choose(engine, rule)
 
 
-@dataclasses.dataclass(slots=True)
-class _Copy:
-    family: str
-    rate: float
-    rule: UpdateRule
-    engine: Engine
-
-    @property
-    def name(self) -> str:
-        return name_of(self.family, self.rate)
-
-    def go_to(self, rate: float) -> None:
-        """All its groups of parameters at another rate, in proportion."""
-        for group in self.rule.optimizer.param_groups:
-            group["lr"] *= rate / self.rate
-        self.rate = rate
-
-    def take(self, other: _Copy) -> None:
-        """Weights of another copy; its optimizer's state too, if that is of the same kind."""
-        with torch.no_grad():
-            for mine, its in zip(_tensors(self.rule.model), _tensors(other.rule.model), strict=True):
-                mine.copy_(its)
-        if type(self.rule.optimizer) is type(other.rule.optimizer):
-            rates = [group["lr"] for group in self.rule.optimizer.param_groups]
-            self.rule.optimizer.load_state_dict(copy.deepcopy(other.rule.optimizer.state_dict()))
-            for group, rate in zip(self.rule.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-
-
 class RaceEngine:
     """Several rates for one model. ``rule.optimizer`` is never stepped: each copy has its own.
 
@@ -93,9 +66,10 @@ class RaceEngine:
                 got="a scheduler beside several optimizers", wanted="one of the two", do="give one optimizer"
             )
         self.rule = rule
-        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(rule.model))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(rule.model))
         fitting = candidates[: max(1, _MOST_BYTES // max(1, size))]
-        self._copies = [_copied(rule, candidate, engine) for candidate in fitting]
+        self._options = options_of(rule.model)
+        self._copies = [copied(rule, option, each, engine) for each in fitting for option in self._options.items()]
         self._began = [each.name for each in self._copies]
         self.standings = Standings(len(self._copies))
         self._answering = ReferenceEngine(rule)
@@ -123,7 +97,7 @@ class RaceEngine:
         return float(self._leading.rule.optimizer.param_groups[0]["lr"])
 
     @property
-    def _leading(self) -> _Copy:
+    def _leading(self) -> Copy:
         return self._copies[self.standings.leader]
 
     def chunk_size(self, update_size: int) -> int:
@@ -325,14 +299,14 @@ class RaceEngine:
         reopened = [self._copies[number] for number in self.standings.reopen(changed=changed)]
         self._widen(reopened)
         for each in reopened:
-            if not (changed and each.family == leading.family and each.rate < leading.rate):
+            if not (changed and each.is_like(leading) and each.rate < leading.rate):
                 each.take(leading)
         self._tell(position, "all run again", reason)
 
-    def _widen(self, reopened: list[_Copy]) -> None:
+    def _widen(self, reopened: list[Copy]) -> None:
         """If the leader has the lowest or highest rate of its kind, the one at the other end goes beyond it."""
         leading = self._leading
-        kind = sorted((each for each in self._copies if each.family == leading.family), key=lambda each: each.rate)
+        kind = sorted((each for each in self._copies if each.is_like(leading)), key=lambda each: each.rate)
         if len(kind) < 3 or leading not in (kind[0], kind[-1]):
             return
         is_lowest = leading is kind[0]
@@ -347,19 +321,13 @@ class RaceEngine:
         """The person's model becomes the leader's weights: the same memory, not a copy."""
         if self._shown != self.standings.leader:
             self._shown = self.standings.leader
-            for shown, its in zip(_tensors(self.rule.model), _tensors(self._leading.rule.model), strict=True):
+            leading = self._leading
+            for shown, its in zip(
+                tensors_of(self._options[leading.model]), tensors_of(leading.rule.model), strict=True
+            ):
                 shown.data = its.data
-
-
-def _copied(rule: UpdateRule, candidate: Candidate, engine: str) -> _Copy:
-    model = copy.deepcopy(rule.model)
-    optimizer = candidate.make(model.parameters())
-    own = dataclasses.replace(rule, model=model, optimizer=optimizer)
-    return _Copy(candidate.family, candidate.rate, own, choose(engine, own))
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+            if isinstance(self.rule.model, Several):
+                self.rule.model.choose(leading.model)
 
 
 def _part(questions: Questions, first: int, last: int, learned: int) -> Questions:

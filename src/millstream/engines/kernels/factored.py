@@ -24,7 +24,7 @@ from millstream.engines.kernels.layout import (
     SECOND_SCRATCH,
     WEIGHT,
 )
-from millstream.engines.kernels.steps import BETA2, EPSILON, RATE
+from millstream.engines.kernels.steps import BETA2, EPSILON, MOST, RATE
 from millstream.engines.kernels.tables import (
     dials_of,
     parameters_of,
@@ -59,11 +59,21 @@ def scale_pending(operation: Any, network: Any, turn: Any, like: Any) -> Any:
     _advance(means_C, inputs_C, squared_delta / num_out, dials)
     root, tiny = math.sqrt(total / num_out), like.dtype.type(_TINY)
     scaled_R, scaled_C = view(operation[SCRATCH], num_out, like), view(operation[SECOND_SCRATCH], num_in, like)
-    for o in range(num_out):
-        scaled_R[o] = root * delta_R[o] / (math.sqrt(means_R[o]) + tiny)
-    epsilon = like.dtype.type(dials[EPSILON])
+    epsilon, squares = like.dtype.type(dials[EPSILON]), like.dtype.type(0)
     for i in range(num_in):
-        scaled_C[i] = inputs_C[i] / (math.sqrt(means_C[i]) + epsilon)
+        scaled = inputs_C[i] / (math.sqrt(means_C[i]) + epsilon)
+        scaled_C[i] = scaled
+        squares += scaled * scaled
+    size, squares = math.sqrt(squares / num_in), like.dtype.type(0)
+    for o in range(num_out):
+        scaled = root * delta_R[o] / (math.sqrt(means_R[o]) + tiny)
+        scaled_R[o] = scaled
+        squares += scaled * scaled
+    size *= math.sqrt(squares / num_out)
+    if size > dials[MOST]:
+        bound = like.dtype.type(dials[MOST] / size)
+        for o in range(num_out):
+            scaled_R[o] *= bound
 
 
 @compiled
@@ -97,11 +107,18 @@ def step_matrix(q: Any, network: Any, gradient: Any, like: Any) -> Any:
             means_C[c] += new * square / num_rows
         means_R[r] = kept * means_R[r] + new * squares / num_columns
         total += means_R[r]
-    root, epsilon = kind(dials[RATE]) * math.sqrt(total / num_rows), kind(dials[EPSILON])
+    root, epsilon, squares = math.sqrt(total / num_rows), kind(dials[EPSILON]), kind(0)
     for r in range(num_rows):
         scale = root / (math.sqrt(means_R[r]) + kind(_TINY))
+        step_C = gradient[r * num_columns : (r + 1) * num_columns]
         for c in range(num_columns):
-            weights_RC[r, c] -= scale * gradient[r * num_columns + c] / (math.sqrt(means_C[c]) + epsilon)
+            step_C[c] *= scale / (math.sqrt(means_C[c]) + epsilon)
+            squares += step_C[c] * step_C[c]
+    size = math.sqrt(squares / (num_rows * num_columns))
+    rate = kind(dials[RATE]) if size <= dials[MOST] else kind(dials[RATE] * dials[MOST] / size)
+    for r in range(num_rows):
+        for c in range(num_columns):
+            weights_RC[r, c] -= rate * gradient[r * num_columns + c]
 
 
 @compiled

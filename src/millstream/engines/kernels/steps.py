@@ -39,8 +39,9 @@ SGD, ADAM, ADAMW, ADAGRAD, RMSPROP, FACTORED = range(6)
     CENTERED,
     AMSGRAD,
     BOUND,  # of the magnitude of a gradient's elements
-) = range(13)
-NUM_DIALS = 13
+    MOST,  # of the root mean square of a factored step
+) = range(14)
+NUM_DIALS = 14
 _FIRST_TERM, _SECOND_TERM = range(2)
 NUM_TERMS = 2
 
