@@ -37,7 +37,7 @@ from stream_data import STREAMS, Answers, Stream
 from stream_methods import GROUPS, SLOW_RECORDS
 
 DELAYS = ("0", "10", "100", "500")
-QUICK = {"streams": ["elec2", "sea"], "delays": ["0", "100"], "seeds": 2, "limit": 1500}
+QUICK = {"streams": ["sea"], "delays": ["0", "100"], "seeds": 2, "limit": 1000}
 WINDOW = 1000  # records, before and after a drift
 NUM_POINTS = 100  # of a curve of accuracy
 PRELOADED = [
