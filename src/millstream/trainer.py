@@ -44,8 +44,7 @@ class Trainer:
     functions of the parameters. ``scheduler`` steps after every update, or after every epoch if so told.
     ``clip_norm`` and ``clip_value`` bound an update's gradient. ``scoring`` says in which mode a record is predicted
     before its update; ``auto`` is eval mode when learning online, and the update's own output when fitting. ``replay``
-    (0.2), ``drift`` ("adwin:raise") and ``average`` (0.999) see ``engines.Around``. ``run`` names a folder for
-    checkpoints, metrics and dead letters; without it nothing is saved.
+    (0.2), ``drift`` and ``average`` see ``engines.Around``. ``run`` is a folder for what is saved, if anything.
 
     >>> model = nn.Linear(3, 2)
     >>> trainer = Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.1))
