@@ -263,7 +263,7 @@ def test_replay_keeps_while_fitting_and_mixes_in_while_online() -> None:
     inner = find(trainer.learner.engine, RaceEngine)
     learn = inner.learn
     inner.learn = lambda chunk, *rest: (seen.append(len(chunk)), learn(chunk, *rest))[1]
-    trainer.fit(records(640), batch_size=64)
+    trainer.fit(records(640), batch_size=64, epochs=1)
     assert sum(seen) == 640
     trainer.learn(records(100))
     assert sum(seen) == 840
@@ -300,7 +300,7 @@ def test_a_detector_that_was_saved_goes_on_as_one_that_was_not(
 @pytest.mark.parametrize("delay", [0, 100])
 @pytest.mark.parametrize("action", ["reopen", "reset", "raise", "replay", "none"])
 def test_labels_that_turn_to_chance_are_an_alarm_that_acts(action: str, delay: int, tmp_path: Path) -> None:
-    slow = [Candidate(f"sgd {rate}", lambda p, rate=rate: torch.optim.SGD(p, lr=rate)) for rate in (0.002, 0.001)]
+    slow = [Candidate("sgd", rate, lambda p, rate=rate: torch.optim.SGD(p, lr=rate)) for rate in (0.002, 0.001)]
     trainer = Trainer(net(), optimizer=slow, drift=f"adwin:{action}", replay=0.1, run=tmp_path)
     trainer.learn(records(10_000, turn=6000), label_delay=delay)
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]

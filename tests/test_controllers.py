@@ -26,9 +26,7 @@ from millstream.engines.heats import HEATS, Heats
 from millstream.errors import CheckpointError, MissingPackageError, SettingError
 from millstream.trainer import Trainer
 
-RATES = [
-    Candidate(f"sgd {rate}", lambda p, rate=rate: torch.optim.SGD(p, lr=rate, momentum=0.9)) for rate in (0.1, 1e-5)
-]
+RATES = [Candidate("sgd", rate, lambda p, rate=rate: torch.optim.SGD(p, lr=rate, momentum=0.9)) for rate in (0.1, 1e-5)]
 
 
 def records(num: int = 3000, seed: int = 0) -> tuple[Tensor, Tensor]:

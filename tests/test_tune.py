@@ -295,7 +295,7 @@ def test_lr_alone_is_a_range_test() -> None:
     assert found.keys() == documented("Keys of tune --lr")
     assert found["for"] == "fit" and found["rates"][0] < found["suggestion"] < found["rates"][-1]
     assert "<svg" in Path("t/report.html").read_text()
-    spec_of = run("fit", "good.csv", "--tuned", "t", "--run", "a", "--json")
+    spec_of = run("fit", "good.csv", "--tuned", "t", "--run", "a", "--epochs", "1", "--json")
     assert spec_of.json["learning_rate"] == found["settings"]["learning_rate"]
     told = run("tune", "good.csv", "--lr", "--model", "linear", "--rates", "1e-3,1", "--online", "--run", "u")
     assert told.code == 0 and "suggested η" in told.out and "▲" in told.out and "learn good.csv --tuned" in told.out
