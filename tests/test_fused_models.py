@@ -287,6 +287,31 @@ def test_any_row_of_layers_equals_the_reference(
     assert_agree(*both, *records(24, seed))
 
 
+@pytest.mark.slow
+@settings(max_examples=10, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 24), min_size=1, max_size=3),
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    cuts=st.lists(st.integers(1, 1999), max_size=3, unique=True),
+    seed=st.integers(0, 99),
+)
+def test_after_two_thousand_updates_the_engines_agree(
+    widths: list[int], optimizer: str, cuts: list[int], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = [nn.Linear(6, widths[0]), nn.Tanh()]
+    for wide, narrow in itertools.pairwise(widths):
+        layers += [nn.Linear(wide, narrow), nn.Softplus()]
+    fused, reference = pair(nn.Sequential(*layers, nn.Linear(widths[-1], 3)), optimizer, clip_norm=5.0, seed=seed)
+    x, y = records(2000, seed)
+    for first, last in itertools.pairwise(sorted({0, *cuts, 2000})):
+        ours = fused.learn(Chunk(x[first:last], y[first:last], start=first), 1)
+        theirs = reference.learn(Chunk(x[first:last], y[first:last], start=first), 1)
+        assert torch.allclose(ours.outputs, theirs.outputs, rtol=1e-9, atol=1e-9)
+    assert_ran_fused(fused)
+    assert_equal(fused, reference)
+
+
 def test_what_changes_between_two_calls_is_seen() -> None:
     torch.manual_seed(7)
     fused, reference = pair(MODELS["residual"](), "momentum")
