@@ -20,6 +20,7 @@ _HOMES = {
     "Chunk": "contracts",
     "DataError": "errors",
     "DivergenceError": "errors",
+    "FactoredRMSprop": "engines",
     "Features": "features",
     "Field": "schema",
     "FileSource": "sources",
@@ -46,6 +47,7 @@ __all__ = [
     "Chunk",
     "DataError",
     "DivergenceError",
+    "FactoredRMSprop",
     "Features",
     "Field",
     "FileSource",
@@ -70,7 +72,7 @@ __all__ = [
 if TYPE_CHECKING:
     from millstream.assembly import load
     from millstream.contracts import Chunk
-    from millstream.engines import compile
+    from millstream.engines import FactoredRMSprop, compile
     from millstream.errors import (
         CheckpointError,
         DataError,

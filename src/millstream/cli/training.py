@@ -307,6 +307,10 @@ def _welcome(kind: str, data: Data, trainer: Trainer, folder: Path) -> list[str]
     return [line if len(line) <= _MOST_WIDTH else line[: _MOST_WIDTH - 1] + "…" for line in lines[:-1]] + lines[-1:]
 
 
+def _size(num: int) -> str:
+    return "one record" if num == 1 else f"{num:,} records"
+
+
 def _tell(summary: Summary, as_json: bool) -> None:
     if as_json:
         print_json(summary.to_json())
@@ -318,7 +322,7 @@ def _tell(summary: Summary, as_json: bool) -> None:
         f"({summary.records_per_second:,.0f} records/s), engine {summary.engine}"
     )
     print(
-        f"{summary.optimizer}, η {summary.learning_rate:.3g}, {summary.update_size:,} records an update{noise}"
+        f"{summary.optimizer}, η {summary.learning_rate:.3g}, {_size(summary.update_size)} an update{noise}"
         + "".join(f", {num:,} {what}" for num, what in counts if num)
     )
     hidden = {"count", "num_nonfinite"}
