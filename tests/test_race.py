@@ -245,6 +245,17 @@ def test_what_cannot_race_is_refused(optimizer: Any, said: str) -> None:
         Trainer(one, optimizer=optimizer, scheduler=schedule if optimizer else None)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_rate_that_explodes_never_answers(seed: int) -> None:
+    """Numbers of any size: a lucky start of a copy is no reason to follow it."""
+    torch.manual_seed(seed)
+    x = torch.randn(300, 6)
+    y = x[:, :1] * 1000 + 5000
+    trainer = Trainer(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)), "mse")
+    steps = [step.scored.outputs for step in trainer.steps((x, y)) if step.scored]
+    assert torch.cat(steps).abs().max() < 20_000
+
+
 # ---------------------------------------------------------------- models that race
 
 

@@ -14,6 +14,7 @@ _WAIT = 2  # epochs without progress, before the rate falls
 _WAIT_AFTER_A_FALL = 1
 _FALLS = 2
 _PROGRESS, _LEAST_PROGRESS = 0.01, 0.001  # of the best score and of the first one, so that an epoch counts
+_GOOD_ENOUGH = 1e-3  # a score of classes that is as good as any better one, as losses fall for ever where all is right
 _SHARE_OF_LOSS = 0.1  # of the score of a class; the rest is whether it was right
 
 
@@ -58,4 +59,6 @@ def score_of(report: Mapping[str, float]) -> float:
     """How bad a report is: mistakes, and a little of the loss, where there are classes; else the loss."""
     loss = report.get("loss", math.inf)
     loss = loss if math.isfinite(loss) else math.inf
-    return 1 - report["accuracy"] + _SHARE_OF_LOSS * loss if "accuracy" in report else loss
+    if "accuracy" not in report:
+        return loss
+    return max(_GOOD_ENOUGH, 1 - report["accuracy"] + _SHARE_OF_LOSS * loss)

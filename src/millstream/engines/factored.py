@@ -51,15 +51,15 @@ class FactoredRMSprop(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         most: float = 3.0,
     ) -> None:
-        for name, value, is_right in (
-            ("lr", lr, lr >= 0),
-            ("alpha", alpha, 0 <= alpha < 1),
-            ("eps", eps, eps > 0),
-            ("weight_decay", weight_decay, weight_decay >= 0),
-            ("most", most, most > 0),
+        for name, value, is_right, wanted in (
+            ("lr", lr, lr >= 0, "0 or more"),
+            ("alpha", alpha, 0 <= alpha < 1, "0 to 1, less than 1"),
+            ("eps", eps, eps > 0, "more than 0"),
+            ("weight_decay", weight_decay, weight_decay >= 0, "0 or more"),
+            ("most", most, most > 0, "more than 0"),
         ):
             if not is_right:
-                raise SettingError(got=f"{name}={value}", wanted="a number in its range", do="leave it out")
+                raise SettingError(got=f"{name}={value}", wanted=wanted, do="leave it out for the default")
         super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "most": most})
 
     @torch.no_grad()

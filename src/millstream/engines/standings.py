@@ -21,7 +21,7 @@ KEPT = 0.9995  # of what counts, from one record to the next: the last 2,000 rec
 _KEPT_AT_REOPENING = 0.2  # of what was known when the copies run again
 _ENOUGH = 1000  # records that count, before a copy may be stopped
 _SURE = 6.0  # standard errors; scores of neighbours in time are alike, so that these are too small
-_AHEAD = 3.0  # of a sum of scores, for another copy to take the lead
+_AHEAD = 10.0  # mean scores of the leader, for another copy to take the lead; so none does in the first records
 _FIRST_PAUSE = 5000  # records until the copies that were stopped run again; doubled each time
 _SETTLED = 4096  # records after which a leader that was not overtaken is left alone, the others stopped one by one
 _ONE_BY_ONE = 1024  # records between two of these
@@ -56,7 +56,8 @@ class Standings:
         sums = np.cumsum(np.where(self.running[:, None], self._segment, 0.0) / powers[1:], axis=1)
         before = powers * np.concatenate([self._sums[:, None], self._sums[:, None] + sums], axis=1)[:, : size + 1]
         before[~self.running] = np.inf
-        leaders = self._follow(before[:, size - num :])
+        weights = self._weight * powers + (1 - powers) / (1 - KEPT)
+        leaders = self._follow(before[:, size - num :], weights[size - num :])
         self.leader = int(leaders[-1])
         return leaders
 
@@ -145,13 +146,14 @@ class Standings:
         self.running[worst] = False
         return [worst]
 
-    def _follow(self, sums_KN: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    def _follow(self, sums_KN: npt.NDArray[np.float64], weights_N: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
         """Who leads at each of these sums: whoever led before them, until another one is ahead by enough."""
         best_N = sums_KN.min(axis=0)
         leaders = np.empty(len(best_N), np.intp)
         leader, first = self.leader, 0
         while True:
-            is_behind = sums_KN[leader, first:] - best_N[first:] > _AHEAD
+            sums_N = sums_KN[leader, first:]
+            is_behind = sums_N - best_N[first:] > _AHEAD * sums_N / np.maximum(weights_N[first:], 1e-9)
             last = first + int(is_behind.argmax()) if is_behind.any() else len(best_N)
             leaders[first:last] = leader
             if last == len(best_N):
