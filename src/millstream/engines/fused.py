@@ -33,7 +33,7 @@ from millstream.engines.optimizers import Schedule
 from millstream.engines.program import Program
 from millstream.engines.randomness import keys
 from millstream.engines.reference import ReferenceEngine
-from millstream.engines.rule import UpdateRule
+from millstream.engines.rule import OfOneRule, UpdateRule
 from millstream.errors import DataError, ModelError
 from millstream.losses import NamedLoss
 from millstream.rows import rows_of
@@ -46,7 +46,7 @@ _BYTES_OF_A_CHUNK = 1e10  # a quarter of a second on the machine that this was m
 _FEW = 8  # records for which matrix products of a block do not pay
 
 
-class FusedEngine:
+class FusedEngine(OfOneRule):
     """Updates of one record by a compiled loop; larger ones by the reference engine, as torch is good at them."""
 
     name = "fused"
@@ -79,18 +79,6 @@ class FusedEngine:
         """Why this engine does not take the rule; empty if it does."""
         found = _graph_of(rule)
         return found if isinstance(found, str) else ""
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.rule.optimizer.param_groups[0]["lr"])
-
-    @property
-    def active(self) -> UpdateRule:
-        return self.rule
-
-    @property
-    def optimizer(self) -> str:
-        return type(self.rule.optimizer).__name__
 
     def chunk_size(self, update_size: int) -> int:
         return self._chunk_size if update_size == 1 else self._reference.chunk_size(update_size)

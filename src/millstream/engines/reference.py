@@ -20,13 +20,13 @@ from millstream.engines.dropout import KeyedDropout
 from millstream.engines.failures import OF_TORCH, failed_at
 from millstream.engines.noise import NoiseMeasurement
 from millstream.engines.randomness import kept_generators, key
-from millstream.engines.rule import Modes, UpdateRule
+from millstream.engines.rule import Modes, OfOneRule, UpdateRule
 from millstream.rows import rows_of
 
 __all__ = ["ReferenceEngine"]
 
 
-class ReferenceEngine:
+class ReferenceEngine(OfOneRule):
     """Forward, backward, step: one update after another, by torch itself."""
 
     name = "reference"
@@ -39,18 +39,6 @@ class ReferenceEngine:
         self._buffers = list(rule.model.buffers())
         self._device = next((p.device for p in self._parameters), torch.device("cpu"))
         self._squared_norm = 0.0  # of the last gradient, before it was clipped
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.rule.optimizer.param_groups[0]["lr"])
-
-    @property
-    def active(self) -> UpdateRule:
-        return self.rule
-
-    @property
-    def optimizer(self) -> str:
-        return type(self.rule.optimizer).__name__
 
     def chunk_size(self, update_size: int) -> int:
         """512 to 4,096 records in whole updates: often enough to look up, seldom enough to cost nothing."""

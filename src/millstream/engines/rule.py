@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from millstream.contracts import Loss
 from millstream.errors import ModelError, SettingError
 
-__all__ = ["Modes", "UpdateRule", "parameter_of", "step_after_epoch"]
+__all__ = ["Modes", "OfOneRule", "UpdateRule", "parameter_of", "step_after_epoch"]
 
 _ALL_RECORDS_AT_ONCE = (nn.modules.batchnorm._BatchNorm,)
 _RANDOM_IN_TRAINING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
@@ -67,6 +67,24 @@ class UpdateRule:
             bound = getattr(self, name)
             if bound is not None and not bound > 0:
                 raise SettingError(got=f"{name}={bound}", wanted="a number above 0", do="leave it out for no clipping")
+
+
+class OfOneRule:
+    """What an engine says of the one rule that it steps."""
+
+    rule: UpdateRule
+
+    @property
+    def active(self) -> UpdateRule:
+        return self.rule
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.rule.optimizer.param_groups[0]["lr"])
+
+    @property
+    def optimizer(self) -> str:
+        return type(self.rule.optimizer).__name__
 
 
 class Modes:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from millstream.contracts import Chunk, Inputs, Outcome, Questions
 from millstream.engines import ReferenceEngine, UpdateRule
+from millstream.engines.rule import OfOneRule
 
 __all__ = ["ReorderedReference", "SumsInHalves"]
 
@@ -82,7 +83,7 @@ class SumsInHalves(TorchFunctionMode):
         return left, values * (1 - mask)
 
 
-class ReorderedReference:
+class ReorderedReference(OfOneRule):
     """The reference engine, the sums of its model in halves that the seed draws."""
 
     name = "reordered"
@@ -91,18 +92,6 @@ class ReorderedReference:
         self.rule = rule
         model = _InHalves(rule.model, SumsInHalves(seed))
         self._engine = ReferenceEngine(dataclasses.replace(rule, model=model))
-
-    @property
-    def learning_rate(self) -> float:
-        return self._engine.learning_rate
-
-    @property
-    def active(self) -> UpdateRule:
-        return self.rule
-
-    @property
-    def optimizer(self) -> str:
-        return self._engine.optimizer
 
     def chunk_size(self, update_size: int) -> int:
         return self._engine.chunk_size(update_size)
