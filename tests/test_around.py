@@ -32,6 +32,7 @@ from millstream.engines.detectors import Detector
 from millstream.engines.pieces import find, pieces
 from millstream.errors import CheckpointError, LearningError, MissingPackageError, SettingError
 from millstream.trainer import Trainer
+from test_race import Picky
 
 FEW = [Candidate("sgd", rate, lambda p, rate=rate: torch.optim.SGD(p, lr=rate)) for rate in (0.05, 0.001, 1.0)]
 CUTS = [[1, 2, 300], [128, 129, 256, 640], [77, 500]]
@@ -234,17 +235,6 @@ def test_any_form_of_inputs_is_kept_and_comes_back(form: str, tmp_path: Path) ->
 
 
 def test_a_failure_names_the_record_and_says_how_many_new_ones_were_learned() -> None:
-    class Picky(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.line = nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            if (x > 1e6).any():
-                raise ValueError("too large")
-            out: Tensor = self.line(x)
-            return out
-
     x, y = records(700)
     x[600] = 1e9
     for racing in (False, True):

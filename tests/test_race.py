@@ -51,6 +51,20 @@ def net(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
 
 
+class Picky(nn.Module):
+    """A model that fails at large numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (x > 1e6).any():
+            raise ValueError("too large")
+        out: Tensor = self.line(x)
+        return out
+
+
 def race(of: list[Candidate] | None = None, engine: str = "reference") -> RaceEngine:
     model = net()
     rule = UpdateRule(model, losses.resolve("cross_entropy"), torch.optim.SGD(model.parameters(), lr=0.0))
@@ -215,17 +229,6 @@ def test_a_race_of_other_rates_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_record_that_fails_after_others_says_what_was_learned() -> None:
-    class Picky(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.line = nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            if (x > 1e6).any():
-                raise ValueError("too large")
-            out: Tensor = self.line(x)
-            return out
-
     model = Picky()
     rule = UpdateRule(model, losses.resolve("cross_entropy"), torch.optim.SGD(model.parameters(), lr=0.0))
     engine, (x, y) = RaceEngine(rule, FEW, "reference"), records(700)

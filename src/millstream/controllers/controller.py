@@ -17,7 +17,8 @@ from millstream.controllers.noise import NoiseScale
 from millstream.controllers.patience import Patience, score_of
 from millstream.controllers.plan import Plan
 from millstream.engines import RaceEngine
-from millstream.engines.pieces import core_of
+from millstream.engines.pieces import find
+from millstream.engines.rule import load_but_rates
 from millstream.errors import SettingError
 from millstream.learner import Learner, Scored
 from millstream.runs import Run
@@ -51,11 +52,16 @@ class Controller:
         """Records of an update, from here on."""
         return self._batch.value
 
+    @property
+    def _race(self) -> RaceEngine | None:
+        """Rates that race, whatever is around them."""
+        race: RaceEngine | None = find(self._learner.engine, RaceEngine)
+        return race
+
     def begin(self, kind: Literal["fit", "learn"]) -> None:
         """A new phase begins; races line up."""
-        engine = core_of(self._learner.engine)
-        if isinstance(engine, RaceEngine):
-            engine.begin(kind)
+        if self._race is not None:
+            self._race.begin(kind)
 
     def end(self) -> None:
         """Another phase begins: the rates are no longer those of this one's schedule."""
@@ -68,7 +74,7 @@ class Controller:
         """Bounds the batch size by the memory that records like these take; once."""
         if self.plan.grows and not self._is_bounded:
             self._is_bounded = True
-            self._batch.most = largest_batch(core_of(self._learner.engine).active, chunk, self._batch.most)
+            self._batch.most = largest_batch(self._learner.engine.active, chunk, self._batch.most)
 
     def after_chunk(self, scored: Scored, position: int) -> tuple[int, float | None]:
         """Takes up what a chunk came to; gives the batch size from here on, and the noise scale."""
@@ -77,8 +83,7 @@ class Controller:
         if self._patience is not None:
             self._loss_sum += float(scored.losses.double().sum())
             self._num_losses += len(scored.losses)
-        engine = core_of(self._learner.engine)
-        if self.plan.grows and not (isinstance(engine, RaceEngine) and not engine.is_settled):
+        if self.plan.grows and (self._race is None or self._race.is_settled):
             self._grow(position)
         return self.batch_size, self.noise.shown
 
@@ -86,9 +91,8 @@ class Controller:
         self, position: int, report: dict[str, float] | None, *, is_last: bool
     ) -> tuple[bool, dict[str, float] | None]:
         """Whether the phase ends, and the validation of the weights that hold now. May change rates and weights."""
-        engine = core_of(self._learner.engine)
-        if isinstance(engine, RaceEngine):
-            self._events += engine.end_epoch(position)
+        if self._race is not None:
+            self._events += self._race.end_epoch(position)
         if self._patience is None:
             return is_last, report
         score = score_of(report) if report is not None else self._loss_sum / max(1, self._num_losses)
@@ -131,7 +135,7 @@ class Controller:
         self._loss_sum, self._num_losses = state["losses"]
 
     def _grow(self, position: int) -> None:
-        before, engine = self.batch_size, core_of(self._learner.engine)
+        before, engine = self.batch_size, self._learner.engine
         if self._batch.next(self.noise.value, self.noise.num_measured) != before:
             if self._is_free:
                 self._scale_rates(rate_factor(engine.active.optimizer, self.batch_size / before))
@@ -139,7 +143,7 @@ class Controller:
 
     def _schedule(self, num_records: int | None, is_free: bool) -> None:
         rule = self._learner.rule
-        if not is_free or isinstance(core_of(self._learner.engine), RaceEngine):
+        if not is_free or self._race is not None:
             got = "a schedule beside " + ("rates that race" if is_free else "a scheduler")
             raise SettingError(got=got, wanted="one of the two", do="give one optimizer and rate (--lr)")
         if num_records is None:
@@ -152,25 +156,22 @@ class Controller:
         rule.scheduler = schedules.make(rule.optimizer, self.plan, num_updates)
 
     def _remembered(self, report: dict[str, float] | None) -> State:
-        rule = core_of(self._learner.engine).active
+        rule = self._learner.engine.active
         model = {name: value.detach().clone() for name, value in rule.model.state_dict().items()}
         return {"model": model, "optimizer": copy.deepcopy(rule.optimizer.state_dict()), "report": report}
 
     def _put_back(self) -> dict[str, float] | None:
         """The best weights, and the state that the optimizer had at them, at the rates of now."""
         assert self._best is not None
-        rule: Any = core_of(self._learner.engine).active
-        rates = [group["lr"] for group in rule.optimizer.param_groups]
+        rule: Any = self._learner.engine.active
         rule.model.load_state_dict(self._best["model"])
-        rule.optimizer.load_state_dict(copy.deepcopy(self._best["optimizer"]))
-        for group, rate in zip(rule.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        load_but_rates(rule.optimizer, self._best["optimizer"])
         report: dict[str, float] | None = self._best["report"]
         return report
 
     def _scale_rates(self, factor: float) -> None:
-        for group in core_of(self._learner.engine).active.optimizer.param_groups:
+        for group in self._learner.engine.active.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
 
     def _tell(self, position: int, what: str, detail: str) -> None:
-        self._events.append(Event(position, what, detail, core_of(self._learner.engine).learning_rate))
+        self._events.append(Event(position, what, detail, self._learner.engine.learning_rate))

@@ -28,6 +28,13 @@ __all__ = [
 
 MakesOptimizer: TypeAlias = "Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]"
 
+_FAMILIES: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "factored": FactoredRMSprop,
+    "sgd": torch.optim.SGD,
+    "nesterov": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "adam": torch.optim.AdamW,
+}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
@@ -53,36 +60,22 @@ def candidates(weight_decay: float = 0.0) -> Sequence[Candidate]:
     Steps in proportion to the gradients' own spread need one rate within a factor of 100 on whatever data; plain SGD
     is better on some.
     """
-
-    return (*(_factored(rate, weight_decay) for rate in (3e-3, 1e-3, 1e-2, 3e-4, 1e-4)), _plain(0.03, weight_decay))
-
-
-def _factored(rate: float, weight_decay: float) -> Candidate:
-    return Candidate(
-        "factored", rate, lambda parameters: FactoredRMSprop(parameters, lr=rate, weight_decay=weight_decay)
-    )
-
-
-def _nesterov(rate: float, weight_decay: float) -> Candidate:
-    make = functools.partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
-    return Candidate("nesterov", rate, make)
-
-
-def _adam(rate: float, weight_decay: float) -> Candidate:
-    return Candidate("adam", rate, lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay))
-
-
-def _plain(rate: float, weight_decay: float) -> Candidate:
-    return Candidate("sgd", rate, lambda parameters: torch.optim.SGD(parameters, lr=rate, weight_decay=weight_decay))
+    made = functools.partial(_candidate, weight_decay=weight_decay)
+    return (*(made("factored", rate) for rate in (3e-3, 1e-3, 1e-2, 3e-4, 1e-4)), made("sgd", 0.03))
 
 
 def batch_candidates(weight_decay: float = 0.0, *, sparse: bool = False) -> Sequence[Candidate]:
     """Those that race in a ``fit`` where nothing is given. Momentum wins there, but not with ``sparse`` gradients."""
+    made = functools.partial(_candidate, weight_decay=weight_decay)
     if sparse:
-        plain = (_plain(rate, weight_decay) for rate in (0.1, 0.3, 0.03, 1.0))
-        return (*plain, *(_factored(rate, weight_decay) for rate in (1e-3, 3e-3, 1e-2)))
-    moving = (_nesterov(rate, weight_decay) for rate in (0.03, 0.01, 0.1, 0.003))
-    return (*moving, *(_adam(rate, weight_decay) for rate in (3e-3, 1e-3)))
+        plain = (made("sgd", rate) for rate in (0.1, 0.3, 0.03, 1.0))
+        return (*plain, *(made("factored", rate) for rate in (1e-3, 3e-3, 1e-2)))
+    moving = (made("nesterov", rate) for rate in (0.03, 0.01, 0.1, 0.003))
+    return (*moving, *(made("adam", rate) for rate in (3e-3, 1e-3)))
+
+
+def _candidate(family: str, rate: float, *, weight_decay: float) -> Candidate:
+    return Candidate(family, rate, functools.partial(_FAMILIES[family], lr=rate, weight_decay=weight_decay))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from millstream.contracts import Engine, State
 from millstream.engines.candidates import Candidate, name_of
 from millstream.engines.choice import choose
-from millstream.engines.rule import UpdateRule
+from millstream.engines.rule import UpdateRule, load_but_rates
 
 __all__ = ["Copy", "copied", "tensors_of"]
 
@@ -48,10 +48,7 @@ class Copy:
             for mine, its in zip(tensors_of(self.rule.model), tensors_of(other.rule.model), strict=True):
                 mine.copy_(its)
         if type(self.rule.optimizer) is type(other.rule.optimizer):
-            rates = [group["lr"] for group in self.rule.optimizer.param_groups]
-            self.rule.optimizer.load_state_dict(copy.deepcopy(other.rule.optimizer.state_dict()))
-            for group, rate in zip(self.rule.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            load_but_rates(self.rule.optimizer, other.rule.optimizer.state_dict())
 
     def state_dict(self) -> State:
         return {"model": dict(self.rule.model.state_dict()), "optimizer": self.rule.optimizer.state_dict()}

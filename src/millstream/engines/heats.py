@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from millstream.contracts import State
+from millstream.engines.standings import Board
 
 __all__ = ["Heats"]
 
@@ -20,7 +20,7 @@ HEATS = (1024, 1024, 4096)  # records of each
 _LEFT = (4, 2, 1)  # copies that run on after it
 
 
-class Heats:
+class Heats(Board):
     """Mean scores of K copies in the heat that is run; lower is better.
 
     Takes scores as ``Standings`` does: ``see`` for each piece, ``close`` at the end of a segment.
@@ -33,14 +33,12 @@ class Heats:
     """
 
     def __init__(self, num_copies: int) -> None:
-        self.running = np.ones(num_copies, bool)
-        self.leader = 0
+        super().__init__(num_copies)
         self._sums = np.zeros(num_copies)
         self._num = 0  # records of the heat so far
         self._heat = 0
 
     def see(self, scores_KN: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
-        """Takes in scores; gives the (N + 1,) copy that leads before each of them, and after the last."""
         num = scores_KN.shape[1]
         before, self._num = self.leader, self._num + num
         self._sums += np.where(self.running, np.nan_to_num(scores_KN).sum(axis=1), 0.0)
@@ -68,26 +66,6 @@ class Heats:
     def mean_of_leader(self) -> float:
         """The leader's mean score in this heat; 0 before there is one."""
         return float(self._sums[self.leader] / self._num) if self._num else 0.0
-
-    def is_lost(self) -> bool:
-        """Never: nobody would run again."""
-        return False
-
-    def is_time_to_reopen(self) -> bool:
-        """Never: later scores would be of records seen before."""
-        return False
-
-    def reopen(self, *, changed: bool = False) -> list[int]:
-        """Lets nobody run again."""
-        return []
-
-    def state_dict(self) -> State:
-        return {name.lstrip("_"): value for name, value in vars(self).items()}
-
-    def load_state_dict(self, state: State) -> None:
-        for name in vars(self):
-            value = state[name.lstrip("_")]
-            setattr(self, name, np.array(value) if isinstance(value, np.ndarray) else value)
 
     def _keep(self, most: int) -> list[int]:
         order = np.argsort(np.where(self.running, self._sums, np.inf), kind="stable")

@@ -6,6 +6,7 @@ Shapes: N records, M questions, K scores of a record.
 
 from __future__ import annotations
 
+import abc
 import bisect
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from torch import Tensor
 from millstream.contracts import Chunk, Engine, Event, Inputs, Outcome, Questions, State, Stateful
 from millstream.errors import CheckpointError, LearningError, MillstreamError
 
-__all__ = ["Pending", "Piecewise", "Wrapper", "core_of", "find", "part_of", "pieces", "raise_so_far"]
+__all__ = ["Pending", "Piecewise", "Wrapper", "find", "learned_before", "part_of", "pieces", "raise_so_far"]
 
 
 def pieces(chunk: Chunk, update_size: int, size: int, taken: int) -> Iterator[tuple[int, int]]:
@@ -49,11 +50,16 @@ def raise_so_far(error: MillstreamError, num_places: int) -> NoReturn:
     learned = max(num_places, getattr(error, "num_learned", 0))  # a piece knows its places in the chunk
     if not learned:
         raise error
-    do = f"{error.do.rpartition('; ')[0] or error.do}; the first {learned} records were learned"
-    raise LearningError(got=error.got, wanted=error.wanted, do=do, num_learned=learned) from error
+    raise learned_before(error, learned) from error
 
 
-class Wrapper:
+def learned_before(error: MillstreamError, num: int) -> LearningError:
+    """The same error, which comes after ``num`` places that were learned."""
+    do = f"{error.do.rpartition('; ')[0] or error.do}; the first {num} records were learned"
+    return LearningError(got=error.got, wanted=error.wanted, do=do, num_learned=num)
+
+
+class Wrapper(abc.ABC):
     """An engine around another one, which computes the updates. ``kind`` names it in checkpoints and errors."""
 
     kind = ""
@@ -100,18 +106,11 @@ class Wrapper:
             self.inner.load_state_dict(state["inner"])
         self._load_own_state(state["own"])
 
-    def _own_state(self) -> State:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _own_state(self) -> State: ...
 
-    def _load_own_state(self, state: State) -> None:
-        raise NotImplementedError
-
-
-def core_of(engine: Engine) -> Engine:
-    """The engine that computes the updates, without what is around it."""
-    while isinstance(engine, Wrapper):
-        engine = engine.inner
-    return engine
+    @abc.abstractmethod
+    def _load_own_state(self, state: State) -> None: ...
 
 
 class Piecewise(Wrapper):

@@ -23,11 +23,11 @@ from millstream.contracts import Chunk, Event, GradientNorms, Inputs, Outcome, Q
 from millstream.engines.candidates import Racing, entrants_of
 from millstream.engines.copies import Copy, copied, tensors_of
 from millstream.engines.heats import Heats
-from millstream.engines.pieces import part_of, pieces, raise_so_far
+from millstream.engines.pieces import Pending, part_of, pieces, raise_so_far
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
 from millstream.engines.several import Several, options_of
-from millstream.engines.standings import Standings
+from millstream.engines.standings import Board, Standings
 from millstream.errors import CheckpointError, MillstreamError, SettingError
 
 __all__ = ["RaceEngine", "wrong"]
@@ -65,10 +65,9 @@ class RaceEngine:
         options = self._options.items()
         self._copies = [copied(self.rule, option, each, self._engine) for each in fitting for option in options]
         self._began = [each.name for each in self._copies]
-        self.standings: Standings | Heats = (Heats if kind == "fit" else Standings)(len(self._copies))
+        self.standings: Board = (Heats if kind == "fit" else Standings)(len(self._copies))
         self._in_segment = 0  # records of the segment so far
-        self._asked = np.zeros((len(self._copies), 0))  # scores of questions whose lessons have not come
-        self._asked_numbers = np.zeros(0, np.int64)
+        self._pending = Pending(len(self._copies))
         self._scale = 0.0  # of losses that are not of classes: the leader's mean
         self._shown = -1
         self._told = 0  # the leader that was told of last
@@ -135,7 +134,7 @@ class RaceEngine:
             if self._in_segment >= SEGMENT:
                 if questions is not None:  # of before the segment's end, which come first whatever the cuts
                     due = int(np.searchsorted(questions.learned_before, first, side="right"))
-                    asked = self._ask(questions, asked, due, first, chunk, answers)
+                    asked = self._ask(questions, asked, due, answers)
                 self._end_segment(int(chunk.positions()[first]))
             piece = chunk.select(slice(first, last))
             self._in_segment += last - first
@@ -153,7 +152,7 @@ class RaceEngine:
             norms += outcome.norms
             by_reference = by_reference or outcome.by_reference
         if questions is not None:
-            self._ask(questions, asked, len(questions.chunk), len(chunk), chunk, answers)
+            self._ask(questions, asked, len(questions.chunk), answers)
         self._show()
         nothing = [(torch.empty(0), torch.empty(0))]  # no question stands among these lessons
         outputs, losses = (torch.cat(parts) for parts in zip(*(answers or nothing), strict=True))
@@ -175,8 +174,7 @@ class RaceEngine:
             ],
             "standings": self.standings.state_dict(),
             "in_segment": self._in_segment,
-            "asked": self._asked,
-            "asked_numbers": self._asked_numbers,
+            "pending": self._pending.state_dict(),
             "scale": self._scale,
             "told": self._told,
             "events": [dataclasses.asdict(event) for event in self._events],
@@ -197,7 +195,7 @@ class RaceEngine:
                 each.load_state_dict(saved)
         self.standings.load_state_dict(state["standings"])
         self._in_segment, self._scale, self._told = state["in_segment"], state["scale"], state["told"]
-        self._asked, self._asked_numbers = np.array(state["asked"]), np.array(state["asked_numbers"])
+        self._pending.load_state_dict(state["pending"])
         self._show()
 
     # ---------------------------------------------------------------- one piece of a chunk
@@ -239,15 +237,7 @@ class RaceEngine:
             answers.append(_picked(outcomes, leaders[before[asked.learned_before]]))
         return outcomes.get(self.standings.leader) or next(iter(outcomes.values()))
 
-    def _ask(
-        self,
-        questions: Questions,
-        first: int,
-        last: int,
-        learned: int,
-        chunk: Chunk,
-        answers: list[tuple[Tensor, Tensor]],
-    ) -> int:
+    def _ask(self, questions: Questions, first: int, last: int, answers: list[tuple[Tensor, Tensor]]) -> int:
         """Questions that no lesson stands between."""
         if last > first:
             rest = questions.chunk.select(slice(first, last))
@@ -264,18 +254,11 @@ class RaceEngine:
     def _keep(self, asked: Chunk, outcomes: dict[int, Outcome]) -> None:
         """The scores of questions, until their lessons come."""
         assert asked.numbers is not None and asked.targets is not None
-        if not len(self._asked_numbers) or asked.numbers[0] <= self._asked_numbers[-1]:  # another phase has begun
-            self._asked, self._asked_numbers = self._asked[:, :0], self._asked_numbers[:0]
-        self._asked = np.concatenate([self._asked, self._scores(outcomes, asked.targets)], axis=1)
-        self._asked_numbers = np.concatenate([self._asked_numbers, asked.numbers])
+        self._pending.keep(asked.numbers, self._scores(outcomes, asked.targets))
 
     def _known(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """(K, N) what was scored when these lessons were asked."""
-        places = np.searchsorted(self._asked_numbers, numbers)
-        found = self._asked[:, places]
-        kept = np.ones(len(self._asked_numbers), bool)
-        kept[places] = False
-        self._asked, self._asked_numbers = self._asked[:, kept], self._asked_numbers[kept]
+        found = self._pending.take(numbers)
         # A copy that did not run then counts as the leader does, which it went on from.
         return np.where(np.isnan(found), found[self.standings.leader], found)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from millstream.contracts import Chunk, Engine, Inputs, Outcome, Questions, State, map_tensors
-from millstream.engines.pieces import Wrapper
+from millstream.engines.pieces import Wrapper, learned_before
 from millstream.engines.randomness import keys
 from millstream.errors import LearningError, SettingError
 from millstream.rows import join_rows, rows_of
@@ -98,9 +98,7 @@ class ReplayEngine(Wrapper):
         try:
             outcome = self.inner.learn(woven, size, questions)
         except LearningError as error:
-            num = -(-error.num_learned // self._places_a_lesson)
-            do = f"{error.do.rpartition('; ')[0] or error.do}; the first {num} records were learned"
-            raise LearningError(got=error.got, wanted=error.wanted, do=do, num_learned=num) from error
+            raise learned_before(error, -(-error.num_learned // self._places_a_lesson)) from error
         self._reservoir.take(chunk)
         return self._own(outcome, own_T, first_N, update_size, answered=questions is not None)
 

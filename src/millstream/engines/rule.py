@@ -5,6 +5,7 @@ Also what a model's modes mean here: train mode for an update, eval mode for an 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from millstream.contracts import Loss
 from millstream.errors import ModelError, SettingError
 
-__all__ = ["Modes", "OfOneRule", "UpdateRule", "parameter_of", "step_after_epoch"]
+__all__ = ["Modes", "OfOneRule", "UpdateRule", "load_but_rates", "parameter_of", "step_after_epoch"]
 
 _ALL_RECORDS_AT_ONCE = (nn.modules.batchnorm._BatchNorm,)
 _RANDOM_IN_TRAINING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
@@ -139,6 +140,14 @@ class Modes:
 def parameter_of(model: nn.Module) -> Tensor:
     """A parameter that shows in which type of number, and where, a model computes."""
     return next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+
+
+def load_but_rates(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """An optimizer takes a state of its kind, of which it shares nothing, and keeps its own rates."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(copy.deepcopy(state))
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def step_after_epoch(scheduler: LRScheduler, loss: float | None) -> None:

@@ -8,14 +8,14 @@ Shapes: K copies, N scored records, M questions, S records of a segment.
 
 from __future__ import annotations
 
-from typing import Any
+import abc
 
 import numpy as np
 import numpy.typing as npt
 
 from millstream.contracts import State
 
-__all__ = ["Standings"]
+__all__ = ["Board", "Standings"]
 
 KEPT = 0.9995  # of what counts, from one record to the next: the last 2,000 records weigh most
 _KEPT_AT_REOPENING = 0.2  # of what was known when the copies run again
@@ -28,15 +28,63 @@ _ONE_BY_ONE = 1024  # records between two of these
 _LOST, _LOST_SURE = 2.0, 8.0  # times its mean score, and standard errors, in one segment: something has happened
 
 
-class Standings:
+class Board(abc.ABC):
+    """Which of K copies leads, and which run. By itself it never ends, and nobody who was stopped runs again."""
+
+    def __init__(self, num_copies: int) -> None:
+        self.running = np.ones(num_copies, bool)
+        self.leader = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no other copy will lead."""
+        return False
+
+    @abc.abstractmethod
+    def see(self, scores_KN: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+        """Takes in scores; gives the (N + 1,) copy that leads before each of them, and after the last."""
+
+    @abc.abstractmethod
+    def close(self) -> list[int]:
+        """Ends a segment. Gives the copies that are stopped."""
+
+    @abc.abstractmethod
+    def mean_of_leader(self) -> float:
+        """The leader's mean score; 0 before there is one."""
+
+    def finish(self) -> list[int]:
+        """The records that were not seen before have ended. Gives the copies that are stopped."""
+        return []
+
+    def is_lost(self) -> bool:
+        """Whether the segment that is about to be closed was far worse for the leader than those before it."""
+        return False
+
+    def is_time_to_reopen(self) -> bool:
+        """Whether those that were stopped should have another chance."""
+        return False
+
+    def reopen(self, *, changed: bool = False) -> list[int]:
+        """Lets those that were stopped run on from where the leader is, and gives them."""
+        return []
+
+    def state_dict(self) -> State:
+        return {name.lstrip("_"): value for name, value in vars(self).items()}
+
+    def load_state_dict(self, state: State) -> None:
+        for name in vars(self):
+            value = state[name.lstrip("_")]
+            setattr(self, name, np.array(value) if isinstance(value, np.ndarray) else value)
+
+
+class Standings(Board):
     """Discounted sums of the scores of K copies, lower is better, and of their products for paired differences.
 
     Scores are taken in by segments: ``see`` for those whose labels have come, ``close`` at the end of a segment.
     """
 
     def __init__(self, num_copies: int) -> None:
-        self.running = np.ones(num_copies, bool)
-        self.leader = 0
+        super().__init__(num_copies)
         self._sums = np.zeros(num_copies)
         self._products = np.zeros((num_copies, num_copies))
         self._weight = self._squared_weight = 0.0
@@ -46,7 +94,6 @@ class Standings:
         self._led_before, self._led_since, self._dropped_at = 0, 0, 0
 
     def see(self, scores_KN: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
-        """Takes in scores; gives the (N + 1,) copy that leads before each of them, and after the last."""
         num = scores_KN.shape[1]
         self._segment = np.concatenate([self._segment, scores_KN], axis=1)
         self._num_seen += num
@@ -82,7 +129,6 @@ class Standings:
         return stopped + self._settled()
 
     def is_lost(self) -> bool:
-        """Whether the segment that is about to be closed was far worse for the leader than those before it."""
         scores = self._segment[self.leader]
         if self._weight < _ENOUGH / 2 or not len(scores):
             return False
@@ -90,10 +136,6 @@ class Standings:
         variance = max(self._products[self.leader, self.leader] / self._weight - mean**2, 1e-12)
         now = scores.mean()
         return bool(now > _LOST * mean and now - mean > _LOST_SURE * np.sqrt(variance / len(scores)))
-
-    def finish(self) -> list[int]:
-        """The race goes on whatever ends."""
-        return []
 
     def is_time_to_reopen(self) -> bool:
         """Whether those that were stopped should have another chance: more and more seldom while nothing happens."""
@@ -118,20 +160,9 @@ class Standings:
         self.running[:] = True
         return reopened
 
-    @property
-    def is_over(self) -> bool:
-        return False
-
     def mean_of_leader(self) -> float:
         """The leader's discounted mean score; 0 before there is one."""
         return float(self._sums[self.leader] / self._weight) if self._weight else 0.0
-
-    def state_dict(self) -> State:
-        return {name.lstrip("_"): value for name, value in vars(self).items()}
-
-    def load_state_dict(self, state: State) -> None:
-        for name in vars(self):
-            setattr(self, name, _own(state[name.lstrip("_")]))
 
     def _settled(self) -> list[int]:
         """The worst of those that run beside a leader of long standing."""
@@ -170,7 +201,3 @@ class Standings:
         pairs = self._products[number, number] + self._products[leader, leader] - 2 * self._products[number, leader]
         variance = max(pairs / self._weight - mean**2, 1e-12)
         return bool(mean > _SURE * np.sqrt(variance / num))
-
-
-def _own(value: Any) -> Any:
-    return np.array(value) if isinstance(value, np.ndarray) else value

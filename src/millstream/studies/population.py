@@ -20,6 +20,7 @@ from torch import Tensor
 from millstream.assembly import Recipe, build
 from millstream.contracts import Chunk, Engine, Inputs, Outcome, Questions, Source
 from millstream.engines import UpdateRule
+from millstream.engines.race import wrong
 from millstream.errors import DivergenceError
 from millstream.phase import Step
 from millstream.trainer import Trainer
@@ -179,8 +180,5 @@ def _total(outcome: Outcome, targets: Tensor, task: str, objective: Objective) -
     losses = outcome.losses.double()
     if objective == "loss":
         return float(losses.nan_to_num(nan=_MOST_LOSS).clamp(max=_MOST_LOSS).sum())
-    if task == "binary":
-        right = (outcome.outputs.reshape(len(targets)) > 0) == (targets.reshape(len(targets)) > 0.5)
-    else:
-        right = outcome.outputs.argmax(1) == (targets.argmax(-1) if targets.is_floating_point() else targets)
-    return float((~(right & losses.isfinite())).double().sum())
+    is_wrong = wrong(outcome.outputs, targets, task) > 0
+    return float((is_wrong | ~np.isfinite(losses.cpu().numpy())).sum())
