@@ -1,5 +1,6 @@
 """Replay, drift, averaging around an engine: cuts, resumes, bad input. Run: pytest tests/test_around.py"""
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -415,3 +416,27 @@ def test_both_engines_agree(arm: str) -> None:
     expected, _ = learned(made(ARMS[arm], racing=False, engine="reference"), [100], data, 40)
     found, _ = learned(made(ARMS[arm], racing=False, engine="fused"), [100], data, 40)
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_what_a_race_has_decided_between_two_chunks_is_told_after_a_resume() -> None:
+    told = []
+    for saved in (False, True):
+        engine: Any = made(Around(), racing=True, engine="reference")
+        engine.learn(Chunk(*records(100)), 1)
+        engine.world_changed(100, "drift")
+        if saved:
+            state, engine = copy.deepcopy(engine.state_dict()), made(Around(), racing=True, engine="reference")
+            engine.load_state_dict(state)
+        told.append(engine.learn(Chunk(*records(100), start=100), 1).events)
+    assert told[0] == told[1] and [event.detail for event in told[0]] == ["drift"]
+
+
+@pytest.mark.parametrize("around", [Around(average=0.9), Around(drift="adwin")], ids=str)
+def test_the_noise_of_gradients_is_measured_whatever_is_around_an_engine(around: Around) -> None:
+    found = []
+    for each in (Around(), around):
+        engine: Any = made(each, racing=False, engine="reference")
+        engine.rule.online = False
+        outcome = engine.learn(Chunk(*records(2048)), 64)
+        found.append(sum(norms.num_updates for norms in outcome.norms))
+    assert found[0] == found[1] == 32

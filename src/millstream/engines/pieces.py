@@ -169,6 +169,7 @@ class Piecewise(Wrapper):
             tuple(place for o in found for place in o.skipped),
             tuple(sorted((*events, *own), key=lambda event: event.position)),
             next((o.by_reference for o in found if o.by_reference), ""),
+            tuple(norms for o in found for norms in o.norms),
         )
 
 

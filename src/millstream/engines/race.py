@@ -196,6 +196,7 @@ class RaceEngine:
         self.standings.load_state_dict(state["standings"])
         self._in_segment, self._scale, self._told = state["in_segment"], state["scale"], state["told"]
         self._pending.load_state_dict(state["pending"])
+        self._events = [Event(**event) for event in state["events"]]
         self._show()
 
     # ---------------------------------------------------------------- one piece of a chunk
