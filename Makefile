@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)   ## train on MNIST in batches and online, show them side by side, write report.html
 	$(BIN)/millstream compare mnist --fetch --model mlp:256 --model reference --seeds 5 --seconds 120 --report report.html
 
-test: $(READY)   ## the fast tests, under a minute
+test: $(READY)   ## the fast tests, two minutes
 	$(BIN)/pytest -q -n 2 -m "not slow and not data"
 
 test-all: $(READY) ## every test, the slow ones and those that fetch data too
