@@ -21,6 +21,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -36,7 +37,7 @@ NUM_INPUTS, NUM_CLASSES = 784, 10
 class IdleEngine:
     """An engine of no cost: the outputs were made before."""
 
-    name = "idle"
+    name, optimizer, learning_rate = "idle", "none", 0.0
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -56,13 +57,15 @@ class IdleEngine:
 class TimedEngine:
     """The reference engine with a clock around it."""
 
-    def __init__(self, engine: object) -> None:
-        self._engine, self.name, self.seconds = engine, "reference", 0.0
-        self.chunk_size, self.predict = engine.chunk_size, engine.predict  # type: ignore[attr-defined]
+    def __init__(self, engine: Any) -> None:
+        self._engine, self.seconds = engine, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
     def learn(self, chunk: Chunk, update_size: int, questions: Questions | None = None) -> Outcome:
         started = time.perf_counter()
-        outcome: Outcome = self._engine.learn(chunk, update_size, questions)  # type: ignore[attr-defined]
+        outcome: Outcome = self._engine.learn(chunk, update_size, questions)
         self.seconds += time.perf_counter() - started
         return outcome
 
@@ -105,7 +108,8 @@ def trainer_loop(name: str, x: Tensor, y: Tensor, size: int) -> tuple[float, flo
 
 def idle_loop(size: int, num: int) -> float:
     """Microseconds a record of everything but the engine."""
-    trainer = Trainer(model_of("linear"), "cross_entropy")
+    model = model_of("linear")
+    trainer = Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.01))
     trainer.learner.engine = IdleEngine(size)
     source = as_source((torch.randn(num, NUM_INPUTS), torch.randint(NUM_CLASSES, (num,))))
     started = time.perf_counter()

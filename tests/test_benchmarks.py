@@ -15,6 +15,7 @@ from millstream.contracts import Chunk
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import overhead
 import stream_tables
 import streams
 from stream_data import STREAMS, Answers, Stream
@@ -153,3 +154,13 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert json.loads(json.dumps(stream_tables.aggregated(rows)))
     majority = plain("majority", STREAMS["sea"], "3", 0, 600)
     assert majority.right.mean() == next(row for row in rows if row["method"] == "majority")["accuracy"]
+
+
+def test_the_cost_of_the_loop_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["overhead.py", "--records", "64", "--rounds", "1"])
+    threads = torch.get_num_threads()
+    try:
+        overhead.main()
+    finally:
+        torch.set_num_threads(threads)
+    assert "outside the engine (wanted: 0.2)" in capsys.readouterr().out
