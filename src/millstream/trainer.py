@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from millstream import engines, evaluation, losses, sources
+from millstream.books import Books
 from millstream.contracts import Chunk, Loss, Source, State
 from millstream.controllers import Controller, Count, Plan
 from millstream.delay import LabelDelay, parse_delay
 from millstream.errors import CheckpointError, DataError, MillstreamError, SettingError
 from millstream.features import Features
-from millstream.guard import SkipGuard
 from millstream.learner import Learner, Scored, check_version, load_or_refuse
 from millstream.metrics import Metrics
 from millstream.phase import Phase, Step, Summary
@@ -88,14 +88,14 @@ class Trainer:
         self.learner = Learner(chosen.rule, chosen, features)
         self.seed, self.spec = seed, spec
         self.position = 0  # run position of the next record to be learned
-        self.metrics: Metrics | None = None
+        self.consumed = 0  # places that were read, over all phases
+        self._books = Books(self.learner, window=window, max_skips=max_skips)
         self._per_epoch = scheduler if by_epoch else None
-        self._scoring, self._window = scoring, window
+        self._scoring = scoring
         self._commit_seconds, self._report_records = commit_seconds, report_records
         self._phase: Phase | None = None
         self._controller = Controller(Plan(1, 1), self.learner, None)  # of the phase
         self._delay: LabelDelay | None = None
-        self._guard = SkipGuard(max_skips)
         self._num_epochs = 0  # of all phases: the key of the next shuffle
         self._whole = True  # False while a chunk is half done
         self._stop = self._checked = False
@@ -203,11 +203,16 @@ class Trainer:
             raise SettingError(
                 got="a trainer that has not trained", wanted="a phase to sum up", do="call fit or learn first"
             )
-        return phase.summary(self.learner.engine, self._report(), test, self._checkpoint)
+        return phase.summary(self.learner.engine, self._books.report(), test, self._checkpoint)
 
     def stop(self) -> None:
         """Asks the loop to end after the chunk that it is at; for signal handlers and other threads."""
         self._stop = True
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Those of this phase; None before its first record was scored."""
+        return self._books.metrics
 
     @property
     def learning_rate(self) -> float:
@@ -253,12 +258,12 @@ class Trainer:
             "version": 1,
             "spec": self.spec,
             "position": self.position,
+            "consumed": self.consumed,
             "num_epochs": self._num_epochs,
-            "guard": self._guard.state_dict(),
+            "books": self._books.state_dict(),
             "phase": None if self._phase is None else self._phase.to_state(),
             "controller": self._controller.state_dict(),
             "delay": None if self._delay is None else self._delay.state_dict(),
-            "metrics": None if self.metrics is None else self.metrics.state_dict(),
             "per_epoch": None if self._per_epoch is None else dict(self._per_epoch.state_dict()),
             "learner": self.learner.state_dict(),
         }
@@ -269,16 +274,12 @@ class Trainer:
         if self._phase is not None:
             self._control(self._phase).load_state_dict(state["controller"])
         self.learner.load_state_dict(state["learner"])
-        self.position, self._num_epochs = state["position"], state["num_epochs"]
-        self._guard.load_state_dict(state["guard"])
+        self.position, self.consumed, self._num_epochs = state["position"], state["consumed"], state["num_epochs"]
+        self._books.load_state_dict(state["books"])
         self._delay = None
         if state["delay"] is not None and self._phase is not None and self._phase.delay is not None:
             self._delay = LabelDelay(self._phase.delay, self._phase.update_size)
             self._delay.load_state_dict(state["delay"])
-        self.metrics = None
-        if state["metrics"] is not None:
-            self.metrics = Metrics(**state["metrics"]["settings"])
-            self.metrics.load_state_dict(state["metrics"])
         load_or_refuse(self._per_epoch, state["per_epoch"], "a scheduler that steps after an epoch")
         self._whole = True
 
@@ -295,7 +296,7 @@ class Trainer:
                 step = self._take(chunk, phase)
                 phase.seconds += time.perf_counter() - started
                 yield step
-                self._guard.check(self.learning_rate)
+                self._books.check()
                 if self._stop:
                     return
                 if size != phase.chunk_size:
@@ -317,23 +318,21 @@ class Trainer:
             num_positions = self._delay.pass_over(chunk.span)
         if len(chunk):
             scored = self._score(chunk, phase)
-            if self.metrics is None:
-                self.metrics = Metrics(**evaluation.metrics_for(self.learner.rule.loss, scored.outputs, self._window))
-            self.metrics.update(scored.outputs, scored.targets, scored.losses, scored.known)
             if self._delay is not None:
                 num_positions = scored.num_learned
+        self._books.take(scored)
         if phase.epoch == 0:
             phase.refuse(self.run, chunk, scored, self.position)
         before = phase.records
         phase.advance(chunk, scored)
         self.position += num_positions
+        self.consumed += chunk.span
         self._whole = True
         if scored is not None:
             phase.update_size, phase.noise_scale = self._controller.after_chunk(scored, self.position)
             phase.chunk_size = self.learner.engine.chunk_size(phase.update_size)
         self._report_if_due(before, phase)
         self._controller.note_events(self.run)
-        self._guard.watch(scored)
         if time.monotonic() - self._committed_at >= self._commit_seconds:
             self.commit()
         return phase.step(self.learning_rate, scored, len(chunk), epoch=phase.epoch)
@@ -362,7 +361,8 @@ class Trainer:
         else:
             asked.number = 0 if self._phase is None else self._phase.number + 1
             self._control(asked).begin(asked.kind)
-            self._phase, self.metrics = asked, None
+            self._books.begin()
+            self._phase = asked
             at_once = asked.delay is None or asked.delay.records == 0
             self._delay = None if at_once else LabelDelay(asked.delay, asked.update_size)  # type: ignore[arg-type]
         automatic: Literal["eval", "train"] = "eval" if asked.kind == "learn" else "train"
@@ -381,20 +381,17 @@ class Trainer:
         test = None if validation is None else self.evaluate(validation)  # may fail: nothing has ended yet
         phase.epoch, phase.position, phase.place = phase.epoch + 1, None, 0
         self._num_epochs += 1
-        line = phase.line(self.learning_rate, self._report()) | ({} if test is None else {"test": test})
+        line = phase.line(self.learning_rate, self._books.report()) | ({} if test is None else {"test": test})
         phase.finished, test = self._controller.after_epoch(self.position, test, is_last=phase.epoch == phase.epochs)
         if self._per_epoch is not None:
-            engines.step_after_epoch(self._per_epoch, (test or self._report()).get("loss"))
+            engines.step_after_epoch(self._per_epoch, (test or self._books.report()).get("loss"))
         if self.run is not None:
             self.run.report(line)
         self._controller.note_events(self.run)
         self.commit()
         return phase.step(self.learning_rate, None, 0, epoch=phase.epoch - 1, validation=test)
 
-    def _report(self) -> dict[str, float]:
-        return {} if self.metrics is None else self.metrics.report()
-
     def _report_if_due(self, before: int, phase: Phase) -> None:
         """One line per ``report_records`` records: by position, so that a resumed run writes the same lines."""
         if self.run is not None and phase.records // self._report_records > before // self._report_records:
-            self.run.report(phase.line(self.learning_rate, self._report()))
+            self.run.report(phase.line(self.learning_rate, self._books.report()))
