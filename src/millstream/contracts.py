@@ -36,6 +36,7 @@ __all__ = [
     "Source",
     "State",
     "Stateful",
+    "Stoppable",
     "map_tensors",
 ]
 
@@ -254,6 +255,13 @@ class Source(Protocol):
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON facts that tell this source from another, cheap to get; a resumed run compares them."""
         ...
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """A source that may wait for records. ``stop`` ends its reading after what has arrived, from any thread."""
+
+    def stop(self) -> None: ...
 
 
 class Engine(Protocol):

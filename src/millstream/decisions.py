@@ -36,7 +36,7 @@ class Decisions:
     def __init__(self, folder: Path, journal: Journal, since: int) -> None:
         self._inbox, self._journal = folder / "inbox", journal
         self._looked_at = 0
-        decided = (group.facts for group in journal.read(0, kinds=("decision",)) if group.number > since)
+        decided = (group.facts for group in journal.read(number=since + 1, kinds=("decision",)))
         made = [facts for facts in decided if "wish" in facts]
         self._again = [facts for facts in made if facts["wish"] is not None]
         self._known = {facts["name"] for facts in made}
@@ -50,7 +50,7 @@ class Decisions:
         for path in self._new():
             wish = _read(path)
             if path.name not in self._known:
-                self._journal.append(Draft("decision", 0, {"wish": wish, "name": path.name, "consumed": consumed}))
+                self._journal.append(Draft(None, {"wish": wish, "name": path.name, "consumed": consumed}, "decision"))
                 self._known.add(path.name)
                 if wish is not None:
                     yield wish

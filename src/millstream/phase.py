@@ -36,7 +36,9 @@ class Phase:
     total: int | None = None  # records of an epoch, where the source knows
     number: int = 0  # phases of the run before this one
     epoch: int = 0
-    position: Position = None  # where the source goes on
+    position: Position = None  # where the source goes on; None: at its beginning
+    left: Position = None  # where it went on after the last chunk, in whichever epoch
+    before: Position = None  # where the phase before this one left its source
     place: int = 0  # records of this epoch that were read
     records: int = 0
     updates: int = 0
@@ -58,7 +60,7 @@ class Phase:
         """Counts a chunk that was dealt with."""
         self.records += len(chunk)
         self.place += chunk.span
-        self.position = chunk.after
+        self.position = self.left = chunk.after
         if scored is not None:
             self.updates += scored.num_updates
             self.skipped += len(scored.skipped)

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from millstream import engines, evaluation, losses, sources
 from millstream.books import Books
-from millstream.contracts import Chunk, Loss, Source, State
+from millstream.contracts import Chunk, Loss, Source, State, Stoppable
 from millstream.controllers import Controller, Count, Plan
 from millstream.delay import LabelDelay, parse_delay
 from millstream.errors import CheckpointError, DataError, MillstreamError, SettingError
@@ -94,6 +94,7 @@ class Trainer:
         self._scoring = scoring
         self._commit_seconds, self._report_records = commit_seconds, report_records
         self._phase: Phase | None = None
+        self._source: Source | None = None  # of the phase
         self._controller = Controller(Plan(1, 1), self.learner, None)  # of the phase
         self._delay: LabelDelay | None = None
         self._num_epochs = 0  # of all phases: the key of the next shuffle
@@ -171,6 +172,11 @@ class Trainer:
         asked = Phase(kind, size, plan.most_epochs, shuffle, 0, delay, *facts)
         asked.chunk_size = self.learner.engine.chunk_size(size)
         phase = self._enter(source, asked, resume)
+        if self.run is not None:
+            source = self.run.recorded(source, phase.before)
+        self._source = source
+        if resume:
+            sources.check_goes_on(source, phase.position)
         imported = sources.imported(source)
         if imported is not None and not resume:
             phase.refuse_import(self.run, imported.num_rejected, imported.rejected)
@@ -208,6 +214,8 @@ class Trainer:
     def stop(self) -> None:
         """Asks the loop to end after the chunk that it is at; for signal handlers and other threads."""
         self._stop = True
+        if isinstance(self._source, Stoppable):
+            self._source.stop()  # or it would wait for records that may never come
 
     @property
     def metrics(self) -> Metrics | None:
@@ -305,6 +313,9 @@ class Trainer:
 
     def _take(self, chunk: Chunk, phase: Phase) -> Step:
         """All that happens to a chunk, in order."""
+        if self.run is not None:
+            for wish in self.run.decisions.due(self.consumed):
+                self._controller.obey(wish, self.position)
         chunk.start = self.position
         self._whole = False
         try:
@@ -357,9 +368,9 @@ class Trainer:
         """Begins a phase, or goes on with the one that was restored."""
         if resume and self._phase is not None:
             self._phase.continue_as(asked)
-            sources.check_goes_on(source, self._phase.position)
         else:
-            asked.number = 0 if self._phase is None else self._phase.number + 1
+            if self._phase is not None:
+                asked.number, asked.before = self._phase.number + 1, self._phase.left
             self._control(asked).begin(asked.kind)
             self._books.begin()
             self._phase = asked

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from millstream import __version__
-from millstream.cli import shared
+from millstream.cli import journal_commands, shared
 from millstream.cli.options import Commands, fraction, in_one_line, number, whole
 from millstream.cli.tune_options import about_tuning
 from millstream.errors import MillstreamError
@@ -308,6 +308,10 @@ def warmup(as_json: bool) -> None:
     from millstream.cli import warming
 
     warming.run(as_json)
+
+
+for command in (journal_commands.journal, journal_commands.change, journal_commands.rollback):
+    cli.add_command(command)
 
 
 @cli.group(cls=Commands)

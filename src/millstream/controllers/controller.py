@@ -76,6 +76,18 @@ class Controller:
             self._is_bounded = True
             self._batch.most = largest_batch(self._learner.engine.active, chunk, self._batch.most)
 
+    def obey(self, wish: dict[str, Any], position: int) -> None:
+        """Does what a person wants from here on, or says why it cannot be done."""
+        rate, rule = wish["learning_rate"], self._learner.engine.active
+        now = self._learner.engine.learning_rate
+        if self._race is not None or not self._is_free:
+            whose = "a race of rates" if self._race is not None else "a schedule"
+            self._tell(position, "change refused", f"to a rate of {rate:g}: rates are those of {whose}")
+            return
+        for group in rule.optimizer.param_groups:
+            group["lr"] = rate if now == 0 else group["lr"] * (rate / now)
+        self._tell(position, "rate set by hand", f"{now:.3g} to {rate:.3g}")
+
     def after_chunk(self, scored: Scored, position: int) -> tuple[int, float | None]:
         """Takes up what a chunk came to; gives the batch size from here on, and the noise scale."""
         self._events += scored.events

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from millstream.contracts import Chunk, Position
 from millstream.errors import DataError
-from millstream.journal import Group, Journal
+from millstream.journal import Group, JournalReader
 from millstream.sources.rechunk import check_place, check_size, cut
 
 __all__ = ["JournalSource"]
@@ -29,7 +29,7 @@ class JournalSource:
     >>> from millstream.journal import Draft
     >>> folder = tempfile.mkdtemp()
     >>> with Journal(folder) as journal:
-    ...     _ = journal.append(Draft("records", records=pa.record_batch({"hour": [7, 8], "load": [0.5, 0.25]})))
+    ...     _ = journal.append(Draft(pa.record_batch({"hour": [7, 8], "load": [0.5, 0.25]})))
     >>> [chunk.inputs.to_pydict() for chunk in JournalSource(folder, follow=False).read()]
     [{'hour': [7, 8], 'load': [0.5, 0.25]}]
     """
@@ -41,20 +41,19 @@ class JournalSource:
     def __init__(self, folder: str | Path, *, follow: bool = True, name: str | None = None) -> None:
         self.folder = Path(folder)
         self.name = name or f"journal://{self.folder}"
-        self._journal = Journal(self.folder, read_only=True)
+        self._journal = JournalReader(self.folder)
         self._follow = follow
         self._stopped = threading.Event()
-        first = next(self._groups(self._journal.first), None)
+        first = next(self._journal.read(self._journal.first(), kinds=("records",)), None)
         if first is None or first.records is None:
             raise DataError(
                 got=f"no records in {self.name}", wanted="at least one", do="append some first, or check the folder"
             )
-        self._identity = self._journal.identity
         self.schema: pa.Schema | None = first.records.schema
 
     def read(self, position: Position = None, *, size: int = 4096) -> Iterator[Chunk]:
         check_size(size)
-        first = self._journal.first if position is None else check_place(position, None, self.name)
+        first = self._journal.first() if position is None else check_place(position, None, self.name)
         return self._chunks(first, size)
 
     def stop(self) -> None:
@@ -64,7 +63,7 @@ class JournalSource:
     def peek(self, size: int) -> Chunk:
         """The first records."""
         check_size(size)
-        return next(self._chunks(self._journal.first, size))
+        return next(self._chunks(self._journal.first(), size))
 
     def take(self, numbers: npt.NDArray[Any]) -> Chunk:
         raise DataError(
@@ -72,7 +71,7 @@ class JournalSource:
         )
 
     def fingerprint(self) -> Mapping[str, Any]:
-        return {"kind": "journal", "identity": self._identity}
+        return {"kind": "journal", "identity": self._journal.identity()}
 
     def _chunks(self, first: int, size: int) -> Iterator[Chunk]:
         for group in self._groups(first):
@@ -86,7 +85,7 @@ class JournalSource:
                 yield piece
 
     def _groups(self, first: int) -> Iterator[Group]:
-        return self._journal.read(first, kinds=("records",))
+        return self._journal.read(first, kinds=("records",), follow=self._follow, stop=self._stopped.is_set)
 
 
 def _chunk_of(group: Group, name: str) -> Chunk:
