@@ -28,7 +28,7 @@ from millstream.errors import CheckpointError
 from millstream.rows import csr
 from millstream.storage import storage_errors, sync
 
-__all__ = ["GO_ON", "exists", "newest", "read", "write"]
+__all__ = ["GO_ON", "drop_after", "exists", "folders", "newest", "read", "write"]
 
 FORMAT = 1
 GO_ON = "free some space or allow writing, then go on with --resume: what was committed before is whole"
@@ -44,7 +44,7 @@ def write(folder: Path, state: State, *, keep: int = 3) -> Path:
     tree = _flatten(state, "", tensors, {})
     with storage_errors(folder, do=GO_ON):
         folder.mkdir(parents=True, exist_ok=True)
-        number = max((int(path.name) for path in _folders(folder)), default=-1) + 1
+        number = max((int(path.name) for path in folders(folder)), default=-1) + 1
         temporary, final = folder / f".new-{number:08d}", folder / f"{number:08d}"
         for left_over in folder.glob(".new-*"):  # of a process that was killed while it wrote
             _remove(left_over)
@@ -60,7 +60,7 @@ def write(folder: Path, state: State, *, keep: int = 3) -> Path:
         except BaseException:
             _remove(temporary)
             raise
-        for path in sorted(_folders(folder))[:-keep]:
+        for path in folders(folder)[:-keep]:
             _remove(path)
     return final
 
@@ -82,13 +82,13 @@ def read(path: Path) -> State:
 
 def exists(folder: Path) -> bool:
     """Whether anything was ever committed in ``folder``."""
-    return bool(_folders(folder))
+    return bool(folders(folder))
 
 
 def newest(folder: Path) -> tuple[State, Path, list[str]]:
     """The state of the newest whole checkpoint, where it is, and what was wrong with those that were passed over."""
     problems: list[str] = []
-    for path in sorted(_folders(folder), reverse=True):
+    for path in reversed(folders(folder)):
         try:
             return read(path), path, problems
         except CheckpointError as error:
@@ -100,8 +100,18 @@ def newest(folder: Path) -> tuple[State, Path, list[str]]:
     )
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()] if folder.is_dir() else []
+def folders(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, oldest first; whether each is whole shows when it is read."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if path.name.isdigit() and path.is_dir())
+
+
+def drop_after(folder: Path, number: str) -> None:
+    """Takes all checkpoints away that are newer than this one, the newest first."""
+    for path in reversed(folders(folder)):
+        if path.name > number:
+            _remove(path)
+    sync(folder)
 
 
 def _remove(path: Path) -> None:

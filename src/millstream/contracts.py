@@ -28,6 +28,7 @@ __all__ = [
     "Event",
     "GradientNorms",
     "Inputs",
+    "LiveSource",
     "Loss",
     "Outcome",
     "Position",
@@ -254,6 +255,31 @@ class Source(Protocol):
 
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON facts that tell this source from another, cheap to get; a resumed run compares them."""
+        ...
+
+
+@runtime_checkable
+class LiveSource(Source, Protocol):
+    """A source that hands out what has arrived: its cuts depend on time, so a run writes them down in its journal.
+
+    ``can_seek`` says whether what came before can be read again.
+    """
+
+    is_live: bool
+
+    def again(self, before: Position, after: Position, span: int) -> Chunk:
+        """The chunk that was handed out between these positions, once more, bit for bit. Needs ``can_seek``.
+
+        Raises ``DataError`` where something is missing since.
+        """
+        ...
+
+    def acknowledge(self, after: Position) -> None:
+        """What came before is durable elsewhere: the upstream may forget it. Never called earlier."""
+        ...
+
+    def stop(self) -> None:
+        """Ends the reading after what has arrived; for signal handlers and other threads."""
         ...
 
 

@@ -2,6 +2,8 @@
 
     runs/elec2/lock                 held while a process trains
               /checkpoints/…        see checkpoint.py
+              /journal/…            what it has consumed, and what people decided: see journal/
+              /inbox/…              wishes of people: see decisions.py
               /metrics.jsonl        one line per report
               /dead_letters.jsonl   one line per refused record, with its reason
               /events.jsonl         one line per decision: which rate leads, drift
@@ -26,8 +28,11 @@ import pyarrow
 import torch
 
 from millstream import checkpoint
-from millstream.contracts import Event, Rejection, State
+from millstream.contracts import Event, LiveSource, Position, Rejection, Source, State
+from millstream.decisions import Decisions
 from millstream.errors import CheckpointError, SettingError
+from millstream.journal import Draft, Head, Journal
+from millstream.sources import JournaledSource
 from millstream.storage import storage_errors
 
 __all__ = ["Run", "numerics"]
@@ -61,8 +66,10 @@ class Run:
             self._dead_letters = self._open("dead_letters.jsonl", keep=resume)
             self._events = self._open("events.jsonl", keep=resume)
         self._lines = {"metrics": self._metrics, "dead_letters": self._dead_letters, "events": self._events}
+        self.journal = Journal(self.folder / "journal")
+        self.decisions = Decisions(self.folder, self.journal, self.journal.head.number)
         # A run that is dropped gives its lock back, whether or not anybody closed it.
-        self.close = weakref.finalize(self, _close, (*self._lines.values(), self._lock))
+        self.close = weakref.finalize(self, _close, (*self._lines.values(), self.journal, self._lock))
 
     def commit(self, state: State) -> Path:
         """Makes the lines and the state durable, lines first: a state never speaks of lines that are not there."""
@@ -72,7 +79,7 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
                 sizes[name] = file.tell()
-        run = {"bytes": sizes}
+        run = {"bytes": sizes, "journal": self.journal.head.to_json()}
         return checkpoint.write(self.checkpoints, {**state, "run": run, "numerics": numerics()}, keep=self._keep)
 
     def restore(self) -> tuple[State, list[str]]:
@@ -82,6 +89,9 @@ class Run:
             for name, file in self._lines.items():
                 file.truncate(min(state["run"]["bytes"][name], file.seek(0, os.SEEK_END)))
                 file.seek(0, os.SEEK_END)
+        head = Head.from_json(state["run"]["journal"])
+        self.journal.check(head)
+        self.decisions = Decisions(self.folder, self.journal, head.number)
         here = numerics()
         problems += [
             f"{name} was {was}, is {here.get(name)}: results may differ in the last bits"
@@ -89,6 +99,28 @@ class Run:
             if here.get(name) != was
         ]
         return state, problems
+
+    def recorded(self, source: Source, before: Position) -> Source:
+        """A live source through the journal of the run; others can be read again as they are.
+
+        ``before`` is where the phase before this one left its source.
+        """
+        return JournaledSource(source, self.journal, before) if isinstance(source, LiveSource) else source
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Notes in the journal what is read from here on, by reference."""
+        self.journal.append(Draft(None, facts, "decision"))
+
+    def roll_back(self, number: str, skip: tuple[int, int] | None) -> None:
+        """Goes back to an earlier checkpoint. Journal positions within ``skip`` are left out from then on."""
+        kept = [path.name for path in checkpoint.folders(self.checkpoints)]
+        if number not in kept:
+            raise CheckpointError(
+                got=f"no checkpoint {number} in {self.folder}", wanted=f"one of {', '.join(kept)}", do="name one of them"
+            )
+        checkpoint.read(self.checkpoints / number)  # it must be whole
+        self.journal.append(Draft(None, {"rollback": number, "skip": skip}, "decision"))
+        checkpoint.drop_after(self.checkpoints, number)
 
     def report(self, line: Mapping[str, Any]) -> None:
         with storage_errors(self.folder, do=checkpoint.GO_ON):

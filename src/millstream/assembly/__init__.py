@@ -7,7 +7,7 @@ recipes   a recipe, which is JSON and saved with every checkpoint, and the train
 
 from millstream.assembly.opening import Data, check_name, is_known, open_data, open_questions, require_columns
 from millstream.assembly.optimizers import OPTIMIZERS
-from millstream.assembly.recipes import Recipe, build, load, snapshot
+from millstream.assembly.recipes import Recipe, build, from_state, load, snapshot
 
 __all__ = [
     "OPTIMIZERS",
@@ -15,6 +15,7 @@ __all__ = [
     "Recipe",
     "build",
     "check_name",
+    "from_state",
     "is_known",
     "load",
     "open_data",

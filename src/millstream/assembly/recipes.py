@@ -17,11 +17,12 @@ from torch import nn
 
 from millstream import checkpoint, engines, features, losses, models
 from millstream.assembly import optimizers
+from millstream.contracts import State
 from millstream.errors import CheckpointError, DataError, ModelError, SettingError
 from millstream.schema import Schema
 from millstream.trainer import Trainer
 
-__all__ = ["Recipe", "build", "load", "snapshot"]
+__all__ = ["Recipe", "build", "from_state", "load", "snapshot"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,6 +147,13 @@ def snapshot(run: str | Path, changes: Mapping[str, Any] | None = None, **settin
         group["weight_decay"] = changes.get("weight_decay", group["weight_decay"])
     for problem in problems:
         warnings.warn(problem, stacklevel=2)
+    return trainer
+
+
+def from_state(state: State, run: str | Path, **settings: Any) -> Trainer:
+    """A trainer with the state of a checkpoint of ``run``, which writes nowhere."""
+    trainer = build(_recipe(state, run), **settings)
+    trainer.load_state_dict(state)
     return trainer
 
 

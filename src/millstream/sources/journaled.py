@@ -54,7 +54,7 @@ class JournaledSource:
     ) -> None:
         self.name = "journal" if upstream is None else upstream.name
         self.schema = None if upstream is None else upstream.schema
-        self.upstream, self._journal = upstream, journal
+        self.upstream, self._journal, self._reader = upstream, journal, JournalReader(journal.folder)
         self._facts = facts or {} if upstream is None else upstream.fingerprint()
         told = json.dumps(self._facts, sort_keys=True, default=str)
         self._tag = hashlib.sha256(told.encode()).hexdigest()[:16]
@@ -63,7 +63,7 @@ class JournaledSource:
         self._reached: Position = known.get("upstream") if known.get("source") == self._tag else None
         self._stopped = False
         # Positions that a person has taken out, when they went back to an earlier checkpoint.
-        decided = (group.facts for group in journal.read(journal.first(), kinds=("decision",)))
+        decided = (group.facts for group in self._reader.read(self._reader.first(), kinds=("decision",)))
         self._skips = [tuple(facts["skip"]) for facts in decided if facts.get("skip")]
 
     def read(self, position: Position = None, *, size: int = 4096) -> Iterator[Chunk]:
@@ -88,7 +88,7 @@ class JournaledSource:
         return self._facts
 
     def _chunks(self, first: int, reached: Position, size: int) -> Iterator[Chunk]:
-        for group in self._journal.read(first, kinds=("records", "reference")):
+        for group in self._reader.read(first, kinds=("records", "reference")):
             if group.facts["source"] == self._tag:
                 reached = group.facts["after"]
             elif group.kind == "reference":  # of an earlier phase, left unread there; its upstream has it still
