@@ -2,6 +2,19 @@
 
 from millstream.journal.groups import KINDS, Appended, Draft, Group, Head
 from millstream.journal.journal import Journal
+from millstream.journal.loss import accept_loss
 from millstream.journal.reading import JournalReader
+from millstream.journal.verifying import Verified, verify
 
-__all__ = ["KINDS", "Appended", "Draft", "Group", "Head", "Journal", "JournalReader"]
+__all__ = [
+    "KINDS",
+    "Appended",
+    "Draft",
+    "Group",
+    "Head",
+    "Journal",
+    "JournalReader",
+    "Verified",
+    "accept_loss",
+    "verify",
+]

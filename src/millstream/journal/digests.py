@@ -3,8 +3,8 @@
     digest = SHA-256(salt ‖ row)[:16]
 
 A row is the same bytes however the columns are stored: sliced, with offsets of their own, with anything under a null.
-Fixed parts come first (whether it is null, the number or the length), then what has a length of its own. This file knows
-Arrow columns; it knows no journal.
+Fixed parts come first (whether it is null, the number or the length), then what has a length of its own. This file
+knows Arrow columns; it knows no journal.
 
 Shapes: N records, W bytes of the fixed part, L values of all lists together.
 """
@@ -50,7 +50,9 @@ def digest_rows(batch: pa.RecordBatch, salts: bytes) -> bytes:
     width = matrix.shape[1]
     sha256 = hashlib.sha256
     uneven = [
-        (memoryview(data), places.tolist()) for data, places in streams if len(data) and not _is_even((data, places))
+        (memoryview(data.tobytes()), places.tolist())
+        for data, places in streams
+        if len(data) and not _is_even((data, places))
     ]
     if not uneven:
         return b"".join([sha256(rows[i : i + width]).digest()[:DIGEST_BYTES] for i in range(0, num * width, width)])

@@ -1,7 +1,7 @@
 """What was appended before: by producer and sequence, or by event id within the last records.
 
-A transaction looks at a ``Staged`` view, which is taken over when it is durable and dropped when it is not. Ids are kept as
-16 bytes of BLAKE2b under a secret of the journal. This file knows neither files nor records.
+A transaction looks at a ``Staged`` view, which is taken over when it is durable and dropped when it is not. Ids are kept
+as 16 bytes of BLAKE2b under a secret of the journal. This file knows neither files nor records.
 
 Shapes: K ids.
 """
@@ -41,7 +41,7 @@ def hash_ids(ids: Sequence[str | bytes | None], secret: bytes) -> list[bytes]:
 
 
 class IdWindow:
-    """The positions of the ids of the last ``size`` places, in 24 bytes an id: sorted runs, each at least twice the next.
+    """The positions of the ids of the last ``size`` places, 24 bytes an id: sorted runs, each at least twice the next.
 
     >>> window = IdWindow(100)
     >>> window.add({b"a" * 16: 7})

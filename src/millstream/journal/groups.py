@@ -8,6 +8,7 @@ Shapes: N records, S places of a group (its records and its holes).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -52,8 +53,8 @@ class Group:
 class Draft:
     """What is to be appended: a group without its number and place, and what tells it from one that came before.
 
-    Either ``ids``, one for each place (None for a place that has none), or ``producer`` and ``sequence``: the number that
-    this producer gives the first place; the places after it have the numbers after it.
+    Either ``ids``, one for each place (None for a place that has none), or ``producer`` and ``sequence``: the number
+    that this producer gives the first place; the places after it have the numbers after it.
 
     >>> Draft(pa.record_batch({"x": [1.0, 2.0]})).span
     2
@@ -158,4 +159,4 @@ class Head:
 
 
 def _is_rising(places: list[int]) -> bool:
-    return all(left < right for left, right in zip(places, places[1:], strict=False))
+    return all(left < right for left, right in itertools.pairwise(places))

@@ -3,34 +3,33 @@
     append: prepare ── wait for one's turn ── place, link, write, sync ── answer
                        (whoever gets the turn commits for all who wait)
 
-This file knows the folder, its lock and its transactions; what is in a row, how duplicates are told and how rows are read
-is in the files beside it.
+This file knows the folder, its lock and its transactions; what is in a row, how duplicates are told and how rows are
+read is in the files beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import hashlib
+import itertools
 import os
 import threading
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import apsw
 
-from millstream.errors import MillstreamError, SettingError, StorageError
+from millstream.errors import DataError, MillstreamError, SettingError, StorageError
 from millstream.journal.duplicates import Last, Seen
+from millstream.journal.erasing import erase
+from millstream.journal.folder import check_borders, new_mark, take_lock
 from millstream.journal.groups import KINDS, Appended, Draft, Group, Head, Kind
 from millstream.journal.mark import Marker, read_mark, write_mark
 from millstream.journal.placing import Plan, Prepared, prepare
-from millstream.journal.reading import JournalReader, Walker, last_head
+from millstream.journal.reading import JournalReader, Walker
 from millstream.journal.rows import Row
 from millstream.journal.segments import (
-    Place,
     Segment,
     check_version,
     create_segment,
@@ -38,9 +37,10 @@ from millstream.journal.segments import (
     find_segments,
     journal_errors,
 )
-from millstream.storage import storage_errors, sync
+from millstream.journal.verifying import Verified, verify
+from millstream.storage import sync
 
-__all__ = ["Journal", "first_head", "take_lock"]
+__all__ = ["Journal"]
 
 _LOG_PAGES = 2048  # of the write-ahead log before it is moved into the file: 32 MiB
 _GO_ON = "make room or allow writing, then open the journal anew"
@@ -101,8 +101,8 @@ class Journal:
     def append(self, *drafts: Draft) -> list[Appended]:
         """Makes the drafts durable, all or none, and says where they went. Any thread; callers at once share a commit.
 
-        Raises ``DataError`` for a draft that cannot be a group, ``StorageError`` when the disk is full (later appends may
-        succeed) or fails (none will: what is durable is known only after opening anew). Nothing was appended then.
+        Raises ``DataError`` for a draft that cannot be a group, ``StorageError`` when the disk is full (later appends
+        may succeed) or fails (none will: what is durable is known only after opening anew). Nothing was appended then.
         """
         call = _Call([prepare(one, self._secret) for one in drafts])
         with self._queue:
@@ -138,7 +138,7 @@ class Journal:
         with self._turn, journal_errors(self.folder, do=_GO_ON):
             self._refuse_if_broken()
             places = find_segments(self.folder)
-            gone = [one for one, after in zip(places, places[1:], strict=False) if after.first <= before]
+            gone = [one for one, after in itertools.pairwise(places) if after.first <= before]
             if gone:
                 self._carry(find_segments(self.folder)[len(gone)].first)
             for place in gone:
@@ -146,6 +146,29 @@ class Journal:
                     path.unlink(missing_ok=True)
                 sync(self.folder)
             return find_segments(self.folder)[0].first
+
+    def erase(self, positions: Iterable[int]) -> int:
+        """Makes holes of these records and refused records, for good; how many were there.
+
+        Their digests stay, so that the chain holds, and say nothing without the salts, which go. A decision says what went.
+        """
+        wanted = sorted(set(positions))
+        if wanted and not 0 <= wanted[0] <= wanted[-1] < self._head.position:
+            raise DataError(
+                got=f"positions {wanted[0]} to {wanted[-1]} to erase",
+                wanted=f"positions from 0 to {self._head.position - 1}",
+                do="name records of this journal",
+            )
+        with self._turn:
+            self._refuse_if_broken()
+            gone = erase(self.folder, wanted, self._segment)
+        if gone:
+            self.append(Draft(kind="decision", facts={"what": "erased", "positions": gone}))
+        return len(gone)
+
+    def verify(self) -> Verified:
+        """Checks everything; what it found. See ``millstream.journal.verify`` for a journal that is not open."""
+        return verify(self.folder)
 
     def close(self) -> None:
         """Gives the lock back; what was appended is durable already."""
@@ -176,7 +199,7 @@ class Journal:
         if mark is None and places:
             raise damaged("segments without a mark", self.folder)
         if mark is None:
-            mark = _new_mark(self.folder)
+            mark = new_mark(self.folder)
         self._journal, marked = mark
         if not places and marked.number:
             raise damaged(f"no segments: positions 0 to {marked.position - 1} lost", self.folder)
@@ -338,44 +361,3 @@ class Journal:
     def _fail(self, error: StorageError) -> None:
         if not isinstance(error.__cause__, apsw.FullError):
             self._broken = self._broken or error
-
-
-def take_lock(folder: Path) -> Any:
-    """The lock of the one who writes: a file to be closed."""
-    with storage_errors(folder, do="allow writing, or name another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise SettingError(
-            got=f"a journal that is open already, here or in another process: {folder}",
-            wanted="one who writes",
-            do="close it there, or read it with JournalReader",
-        ) from error
-    return lock
-
-
-def first_head(journal: str) -> Head:
-    """The head of an empty journal, which is another for each."""
-    return Head(0, 0, hashlib.sha256(f"millstream journal {journal}".encode()).hexdigest())
-
-
-def check_borders(places: list[Place], folder: Path) -> None:
-    """Each segment begins where the one before it ends."""
-    for place, after in zip(places, places[1:], strict=False):
-        segment, following = Segment(place), Segment(after)
-        try:
-            end, before = last_head(segment), following.before
-        finally:
-            segment.close()
-            following.close()
-        if end != before:
-            raise damaged(f"positions {end.position} to {before.position - 1} lost between two segments", folder)
-
-
-def _new_mark(folder: Path) -> tuple[str, Head]:
-    journal = uuid.uuid4().hex
-    write_mark(folder, journal, first_head(journal))
-    return journal, first_head(journal)

@@ -1,7 +1,7 @@
-"""The mark: how far a journal has come, in a file of its own. A journal that is shorter than its mark has lost something.
+"""The mark: how far a journal has come, in a file of its own. A journal that is shorter than it has lost something.
 
-SQLite passes in silence over the rest of a log in which one bit has flipped; the mark tells. It is replaced whole, at most a
-second after a commit. This file knows one small file.
+SQLite passes in silence over the rest of a log in which one bit has flipped; the mark tells. It is replaced whole, at
+most a second after a commit. This file knows one small file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where drafts go: their numbers, places and links, and which of their records are there already.
 
-A plan is made of the calls that one transaction serves. A call that is refused leaves nothing in it. This file knows rows
-and what was seen before; it writes nothing.
+A plan is made of the calls that one transaction serves. A call that is refused leaves nothing in it. This file knows
+rows and what was seen before; it writes nothing.
 
 Shapes: S places of a draft, N records.
 """

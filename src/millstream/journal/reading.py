@@ -56,7 +56,7 @@ class JournalReader:
     ) -> Iterator[Group]:
         """The group that holds journal position ``first`` and all after it, decisions in their place.
 
-        Decisions at ``first`` itself are among them; ``number`` begins at a group instead, as after a ``Head``: its number + 1.
+        Decisions at ``first`` itself are among them; ``number`` begins at a group instead: that of a ``Head`` + 1.
         Ends at the end, or with ``follow`` once ``stop`` says so. Raises ``DataError`` at what retention dropped and
         ``StorageError`` at the first group that is damaged; those before it were handed out.
         """
@@ -112,8 +112,8 @@ class JournalReader:
 class Walker:
     """Goes through the rows from a number on. Every row has the number, place, checksum and link that it must have."""
 
-    def __init__(self, folder: Path, number: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, number: int, *, only: bool = False) -> None:
+        self.folder, self._is_only = folder, only  # this segment only
         with journal_errors(folder):
             places = find_segments(folder)
             place = _place_of(places, number - 1)
@@ -122,7 +122,6 @@ class Walker:
             self.segment = Segment(place)
             row = self.segment.row_before(number)
             self.head = self.segment.before if row is None else row.head()
-            self._expected_chain = _chain_after(row, self.segment)
 
     def fetch(self) -> list[Row]:
         """Some rows, or none at the end as of now. Those before a damaged one come first, then the error."""
@@ -163,6 +162,8 @@ class Walker:
         return following.rows(self.head.number + 1)
 
     def _next(self) -> Place | None:
+        if self._is_only:
+            return None
         return next((one for one in find_segments(self.folder) if one.number > self.segment.place.number), None)
 
     def _check(self, row: Row) -> None:
@@ -170,7 +171,7 @@ class Walker:
         try:
             is_gap = row.number != before.number + 1 and not (is_loss(row) and row.number > before.number)
             is_sound = row.checksum() == row.crc and len(row.chain) == 32
-            chain = self._expected_chain or (row.link(bytes.fromhex(before.chain)) if is_sound else b"")
+            chain = row.link(bytes.fromhex(before.chain)) if is_sound else b""
         except Exception as error:  # a value of a wrong type or size is damage like any other
             raise damaged(f"group {before.number + 1} at position {before.position} unreadable", path) from error
         if is_gap or row.first != before.position:
@@ -180,7 +181,6 @@ class Walker:
         if chain != row.chain:
             raise damaged(f"a broken chain at position {row.first} (group {row.number})", path)
         self.head = row.head()
-        self._expected_chain = _chain_after(row, self.segment)
 
 
 class _Ahead:
@@ -263,13 +263,6 @@ def is_loss(row: Row) -> bool:
 def last_head(segment: Segment) -> Head:
     row = segment.row_before(1 << 62)
     return segment.before if row is None else row.head()
-
-
-def _chain_after(row: Row | None, segment: Segment) -> bytes:
-    """The chain of the group after a loss, whose own link cannot be followed; empty for all others."""
-    if row is None or not is_loss(row):
-        return b""
-    return bytes.fromhex(row.group({}).facts.get("next_chain", ""))
 
 
 def _place_of(places: list[Place], number: int) -> Place | None:

@@ -1,6 +1,6 @@
 """A group as it is stored: one row of a table, its checksum, its digests, and its link in the chain.
 
-    chain = SHA-256(chain before ‖ header ‖ digests)        header: number, place, kind, facts, offsets, schema, producer
+    chain = SHA-256(chain before ‖ header ‖ digests)        header: number, place, facts, offsets, producer
     crc   = CRC32C of every byte of the row
 
 The chain covers the digests and not the payload, so that a record can go and the chain still holds. This file knows the
@@ -93,7 +93,11 @@ class Row:
         gone = np.frombuffer(self.erased, np.int64)
         gone = gone[gone < self.num_records]
         if self.schema:
-            records = pa.ipc.read_record_batch(pa.py_buffer(self.payload), schemas[self.schema])
+            schema = schemas[self.schema]
+            if self.payload:
+                records = pa.ipc.read_record_batch(pa.py_buffer(self.payload), schema)
+            else:  # all of the group was given up as lost
+                records = pa.record_batch([pa.array([], one.type) for one in schema], schema)
             records.validate()
             if len(records) != self.num_records - len(gone):
                 raise ValueError(f"{len(records)} records, not {self.num_records - len(gone)}")

@@ -4,8 +4,8 @@
            /mark                      how far the journal has come, at most a second old
            /0000000000000001-00000000000000000000.segment     first group number, first position
 
-A segment is made under another name and is there whole or not at all. This file knows SQLite through apsw; it does not know
-what a row means.
+A segment is made under another name and is there whole or not at all. This file knows SQLite through apsw; it does not
+know what a row means.
 """
 
 from __future__ import annotations
@@ -228,6 +228,14 @@ class Segment:
                 raise damaged("a schema that is gone or changed", self.path)
             self.know(digest, found[0])
         return self._schemas
+
+    def schema_contents(self) -> dict[bytes, bytes]:
+        return dict(self.connection.execute("SELECT digest, content FROM schemas"))
+
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong with its own structure."""
+        lines = [str(line) for (line,) in self.connection.execute("PRAGMA integrity_check(5)")]
+        return [] if lines == ["ok"] else lines
 
     def fact(self, name: str) -> Any:
         """What is written about the segment, by name; None if nothing is."""
