@@ -312,6 +312,7 @@ class Trainer:
             self._whole = True  # features take a chunk in whole, or not at all
             raise
         scored: Scored | None = None
+        lines: list[dict[str, Any]] = []
         num_positions = chunk.span
         if not len(chunk) and self._delay is not None:
             num_positions = self._delay.pass_over(chunk.span)
@@ -319,19 +320,21 @@ class Trainer:
             scored = self._score(chunk, phase)
             if self.metrics is None:
                 self.metrics = Metrics(**evaluation.metrics_for(self.learner.rule.loss, scored.outputs, self._window))
-            self.metrics.update(scored.outputs, scored.targets, scored.losses, scored.known)
             if self._delay is not None:
                 num_positions = scored.num_learned
+            most = 0 if self.run is None else self._report_records
+            span = self.position, num_positions
+            lines = phase.measure(scored, self.metrics, self.learner.engine, span, most)
         if phase.epoch == 0:
             phase.refuse(self.run, chunk, scored, self.position)
-        before = phase.records
         phase.advance(chunk, scored)
         self.position += num_positions
         self._whole = True
         if scored is not None:
             phase.update_size, phase.noise_scale = self._controller.after_chunk(scored, self.position)
             phase.chunk_size = self.learner.engine.chunk_size(phase.update_size)
-        self._report_if_due(before, phase)
+        for line in lines:
+            self.run.report(line)  # type: ignore[union-attr]
         self._controller.note_events(self.run)
         self._guard.watch(scored)
         if time.monotonic() - self._committed_at >= self._commit_seconds:
@@ -381,7 +384,7 @@ class Trainer:
         test = None if validation is None else self.evaluate(validation)  # may fail: nothing has ended yet
         phase.epoch, phase.position, phase.place = phase.epoch + 1, None, 0
         self._num_epochs += 1
-        line = phase.line(self.learning_rate, self._report()) | ({} if test is None else {"test": test})
+        line = phase.line(self.learner.engine, self.position, self._report()) | ({} if test is None else {"test": test})
         phase.finished, test = self._controller.after_epoch(self.position, test, is_last=phase.epoch == phase.epochs)
         if self._per_epoch is not None:
             engines.step_after_epoch(self._per_epoch, (test or self._report()).get("loss"))
@@ -393,8 +396,3 @@ class Trainer:
 
     def _report(self) -> dict[str, float]:
         return {} if self.metrics is None else self.metrics.report()
-
-    def _report_if_due(self, before: int, phase: Phase) -> None:
-        """One line per ``report_records`` records: by position, so that a resumed run writes the same lines."""
-        if self.run is not None and phase.records // self._report_records > before // self._report_records:
-            self.run.report(phase.line(self.learning_rate, self._report()))
