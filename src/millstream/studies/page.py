@@ -77,7 +77,10 @@ td.score small,td.best small { font-weight: 400 }
   padding: 1px 5px; margin-left: 7px;
 }
 .key { display: inline-block; width: 22px; height: 10px; margin-right: 8px; overflow: visible }
+.key.stroke { width: 5px }
 .key line { stroke: var(--c); stroke-width: 2.2 }
+.tall-list { max-height: 26rem; overflow: auto }
+.tall-list th { position: sticky; top: 0; background: var(--ground) }
 .legend {
   display: flex; flex-wrap: wrap; gap: 2px 22px; margin: 0 0 4px; padding: 0; list-style: none;
   font-size: .82rem;
@@ -99,6 +102,8 @@ figcaption span { font-weight: 400 }
 .mark,.end,.whisker .mean { fill: var(--c) }
 .end,.mark { stroke: var(--ground); stroke-width: 1 }
 .leader { fill: none; stroke: var(--c); stroke-width: .8; opacity: .6 }
+.moment,.swatch { stroke: var(--c); stroke-width: 1.6 }
+.moment.tall { stroke-width: 1; stroke-dasharray: 4 3; opacity: .8 }
 .band { fill: var(--c); opacity: .15 }
 .hover { fill: transparent }
 .hover:hover,.hover.near { fill: var(--c); fill-opacity: .25; stroke: var(--c) }
