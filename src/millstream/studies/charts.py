@@ -16,7 +16,19 @@ from typing import TypeAlias
 
 from millstream.studies.scales import Axis, Scale, compact, extent, is_drawable, ticks
 
-__all__ = ["DASHES", "NUM_COLOURS", "Axis", "Line", "Moment", "Rule", "compact", "interval_mark", "line_chart", "ticks"]
+__all__ = [
+    "DASHES",
+    "NUM_COLOURS",
+    "Axis",
+    "Line",
+    "Moment",
+    "Point",
+    "Rule",
+    "compact",
+    "interval_mark",
+    "line_chart",
+    "ticks",
+]
 
 NUM_COLOURS = 6
 WIDTH, HEIGHT = 420, 252
@@ -42,6 +54,7 @@ class Line:
     band: Sequence[tuple[float, float] | None] = ()  # one (low, high) per point
     is_joined: bool = True  # False draws the points only
     hovers: Sequence[str] = ()  # one text per point
+    has_marks: bool = True  # whether the points of a short line are marked
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,7 +169,7 @@ def _path(line: Line, x_scale: Scale, y_scale: Scale) -> str:
         drawn = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run) for run in runs if len(run) > 1)
         dash = f' stroke-dasharray="{DASHES[line.dash]}"' if DASHES[line.dash] else ""
         parts.append(f'<path class="line" {style} d="{drawn}"{dash}/>' if drawn else "")
-    few, radius = sum(map(len, runs)) <= MOST_MARKS, 2.4 if line.is_joined else 3.6
+    few, radius = line.has_marks and sum(map(len, runs)) <= MOST_MARKS, 2.4 if line.is_joined else 3.6
     for run in runs:
         marked = run if few or not line.is_joined or len(run) == 1 else []
         parts += [f'<circle class="mark" {style} cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>' for x, y in marked]

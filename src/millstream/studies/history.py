@@ -137,12 +137,12 @@ def _phases(points: Sequence[Line], now: Mapping[str, Any] | None, committed: in
 def _source(fingerprint: Mapping[str, Any]) -> str:
     """What was read, in a word: the files, or what kind of source it was."""
     inner = fingerprint
-    while "files" not in inner and isinstance(inner.get("source"), dict):
-        inner = inner["source"]
+    while "files" not in inner and isinstance(inner.get("of"), dict):
+        inner = inner["of"]
     files = [Path(str(file.get("path", ""))) for file in inner.get("files") or () if isinstance(file, dict)]
     if not files:
         return str(inner.get("kind", ""))
-    return f"{files[0].parent.name}/{files[0].name}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+    return "/".join(files[0].parts[-2:]) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
 def _epochs(points: Sequence[Line]) -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ def _epochs(points: Sequence[Line]) -> list[dict[str, Any]]:
     for point in points:
         place = point.get("phase"), point.get("epoch", 0)
         if place[1] > (before[1] if place[0] == before[0] else 0):
-            kept = ("phase", "kind", "epoch", "position", "records", "learning_rate", "update_size", "metrics")
+            kept = ("phase", "kind", "epoch", "position", "records", "learning_rate", "update_size")
             found.append({**{name: point.get(name) for name in kept}, "test": point.get("test")})
         before = place
     return found
