@@ -66,6 +66,7 @@ th {
 th:first-child,td:first-child,.text { text-align: left }
 th:first-child,td:first-child { padding-left: 0 }
 td.text { white-space: normal; min-width: 27em; font-size: .8rem; color: var(--quiet) }
+.near td.text { min-width: 9em }
 tbody th { font-size: .875rem; color: var(--ink); border-bottom-color: var(--grid); vertical-align: baseline }
 td small { color: var(--quiet); font-size: .78rem }
 td.named { white-space: normal; min-width: 15em; padding-left: 30px; text-indent: -30px }
@@ -129,7 +130,7 @@ summary { cursor: pointer; color: var(--quiet) }
   .scroll { margin: 0 -16px; padding: 0 16px }
   .strip { grid-template-columns: 1fr 1fr }
   .facts { grid-template-columns: max-content 1fr }
-  td.text { min-width: 19em }
+  .scroll:not(.near) td.text { min-width: 19em }
   th:first-child,td:first-child { position: sticky; left: 0; background: var(--ground); padding-right: 8px }
   td.named { min-width: 10.5em }
   h2 { margin-top: 44px }

@@ -15,12 +15,13 @@ from millstream.studies.figures import figure, tick_text
 from millstream.studies.page import escape
 from millstream.studies.statistics import is_number, score_text
 
-__all__ = ["EventLook", "course", "figures", "look_of", "moments_of", "rate_lines"]
+__all__ = ["EventLook", "course", "courses", "figures", "look_of", "moments_of", "rate_lines"]
 
 Facts: TypeAlias = Mapping[str, Any]
 
 _MOST_POINTS = 500  # of a line
 _GREY = NUM_COLOURS - 1
+_FIRST_STEPS = 0.05  # of the records, in which what is far off is cut
 _APART = 200  # places along a chart at which strokes can be told apart
 
 
@@ -67,13 +68,24 @@ def figures(facts: Facts) -> str:
     if metric != "loss":
         drawn.append(_measure(facts, metric, facts["baselines"], moments))
     drawn += [_measure(facts, "loss", (), moments), _rates(facts, moments), _sizes(facts, moments)]
+    return f'<h2>Over its records</h2>{_legend(facts)}<div class="charts">{"".join(drawn)}</div>'
+
+
+def courses(facts: Facts, title: str) -> str:
+    """Learning rate and size of an update alone."""
+    moments = moments_of(facts)
+    drawn = _rates(facts, moments) + _sizes(facts, moments)
+    return f'<p class="small">{escape(title)}</p>{_legend(facts)}<div class="charts">{drawn}</div>'
+
+
+def _legend(facts: Facts) -> str:
     counts: dict[str, int] = {}
     for event in facts["events"]:
         counts[str(event.get("what"))] = counts.get(str(event.get("what")), 0) + 1
     told = [(what, f"{what} ({num:,})") for what, num in counts.items()]
     told += [("phase begins", "a phase begins")] * (len(facts["phases"]) > 1)
     items = "".join(f"<li>{look_of(what).key()}{escape(text)}</li>" for what, text in told)
-    return f'<h2>Over its records</h2><ul class="legend">{items}</ul><div class="charts">{"".join(drawn)}</div>'
+    return f'<ul class="legend">{items}</ul>' if items else ""
 
 
 def moments_of(facts: Facts) -> list[Moment]:
@@ -118,16 +130,43 @@ def _measure(facts: Facts, name: str, baselines: Sequence[str], moments: Sequenc
     lines.append(Line("since start", course(points, name), 0, 1 if window else 0))
     if any(is_number(value) for _, value in tests):
         lines.append(Line("validation", tests, 1))
+    guesses = []
     for number, baseline in enumerate(baselines):
         label = baseline.removesuffix(f"_{name}").replace("_", " ")
         chosen = f"window_{baseline}" if window else baseline
-        lines.append(Line(label, course(points, chosen), (_GREY, 4)[number % 2], 2))
-    y = Axis("", text=tick_text({"metric": name}))
+        guesses.append(Line(label, course(points, chosen), (_GREY, 4)[number % 2], 2))
+    bounds = _bounds(lines, guesses, facts["position"], is_high_better=name == "accuracy")
+    lines += [line for line in guesses if bounds is None or _is_within(line, bounds)]
+    y = Axis("", text=tick_text({"metric": name}), bounds=bounds)
     told = [_told(line, name) for line in lines]
     chart = line_chart(told, _axis(facts), y, title=f"{name} by records", moments=moments)
     num = next((p["metrics"]["window_count"] for p in reversed(points) if "window_count" in p["metrics"]), None)
-    under = "before each update" + (f"; window: the last {num:,.0f} records" if num else "")
+    under = "before each update" + (f"; window of {num:,.0f}" if num else "")
     return figure({"mae": "MAE"}.get(name, name.capitalize()), under, chart)
+
+
+def _bounds(
+    lines: Sequence[Line], guesses: Sequence[Line], end: int, *, is_high_better: bool
+) -> tuple[float, float] | None:
+    """Ends of the axis that show all but the first steps of learning, and the best guess, but no poor one."""
+
+    def heights(line: Line, first: float) -> list[float]:
+        return [y for x, y in line.points if x is not None and x >= first and is_number(y)]
+
+    sign = 1 if is_high_better else -1
+    all_guesses = [found for found in (heights(guess, 0) for guess in guesses) if found]
+    best = max(all_guesses, key=lambda found: sign * sum(found) / len(found), default=[])
+    late = [y for line in lines for y in heights(line, _FIRST_STEPS * end)] + best
+    everything = [y for line in lines for y in heights(line, 0)] + best
+    if len(late) < 4 or min(late) == max(late):
+        return None
+    low, high = (min(late), max(everything)) if is_high_better else (min(everything), max(late))
+    margin = 0.06 * (high - low)
+    return low - margin, min(high + margin, 1.0) if is_high_better and high < 1 else high + margin
+
+
+def _is_within(line: Line, bounds: tuple[float, float]) -> bool:
+    return any(y is not None and bounds[0] <= y <= bounds[1] for _, y in line.points)
 
 
 def _told(line: Line, name: str) -> Line:
@@ -144,19 +183,24 @@ def rate_lines(points: Sequence[Facts], events: Sequence[Facts], end: int) -> li
     Where several race, the events tell who leads from where on; else the points do.
     """
     changes: list[tuple[int, float, str]] = []
-    leads = [event for event in events if event.get("what") == "leads" and is_number(event.get("learning_rate"))]
-    first = min((event["position"] for event in leads), default=end + 1)
-    for point in points:
-        if point["position"] <= first and is_number(point.get("learning_rate")) and not leads:
+    races = any(event.get("what") == "leads" for event in events)
+    before = None
+    for point in points:  # within a chunk a line has the rate of the chunk's end; after an epoch it is exact
+        place = point.get("phase"), point.get("epoch", 0)
+        is_exact = not races or (before is not None and place != before and place[1] > 0)
+        before = place
+        if is_exact and is_number(point.get("learning_rate")):
             changes.append((point["position"], point["learning_rate"], str(point.get("optimizer") or "rate")))
-    name = changes[0][2] if changes else ""
+    name = "" if races or not changes else changes[0][2]
     for event in events:
         if not is_number(event.get("learning_rate")) or "position" not in event:
             continue
         name = str(event["detail"]) if event.get("what") == "leads" else name
         if name:
             changes.append((event["position"], event["learning_rate"], name))
-    return _steps(sorted(changes, key=lambda change: change[0]), end)
+    # Of what happens at one position, the last holds: who was stopped is told before who leads.
+    last = {change[0]: change for change in sorted(changes, key=lambda change: change[0])}
+    return _steps(list(last.values()), end)
 
 
 def _steps(changes: Sequence[tuple[int, float, str]], end: int) -> list[Line]:

@@ -117,7 +117,7 @@ def _events(facts: Facts) -> str:
     heads = '<th>Position</th><th class="text">What</th><th class="text">Why, or who</th><th>Rate η after it</th>'
     return (
         f"<section><h2>Decisions</h2><p class=small>{len(facts['events']):,} in all{note}.</p>"
-        f'<div class="scroll tall-list"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll tall-list near"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
         "</section>"
     )
 
@@ -154,7 +154,7 @@ def _epochs(facts: Facts) -> str:
             f"<td>{rate}</td><td>{epoch['update_size']:,}</td></tr>"
         )
     return (
-        '<section><h2>Epochs</h2><div class="scroll tall-list"><table><thead><tr><th>Epoch</th><th>Position</th>'
+        '<section><h2>Epochs</h2><div class="scroll tall-list near"><table><thead><tr><th>Epoch</th><th>Position</th>'
         f"{heads}<th>Rate η</th><th>Update size</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
     )
 
@@ -175,7 +175,7 @@ def _phases(facts: Facts) -> str:
         rows.append(f"<tr><td>{escape(phase['kind'])} <small>{state}</small></td>{''.join(values)}{texts}</tr>")
     texts = '<th class="text">Optimizer</th><th class="text">Engine</th>'
     return (
-        f'<section><h2>Phases</h2><div class="scroll"><table class="phases"><thead><tr><th>Phase</th>{heads}{texts}'
+        f'<section><h2>Phases</h2><div class="scroll near"><table><thead><tr><th>Phase</th>{heads}{texts}'
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
     )
 
@@ -192,8 +192,8 @@ def _refused(facts: Facts) -> str:
     return (
         "<section><h2>Records that were refused or skipped</h2>"
         f"<p class=small>{facts['refused']['num']:,} in all; their text is in dead_letters.jsonl.</p>"
-        '<div class="scroll tall-list"><table><thead><tr><th>Reason</th><th>Records</th><th class="text">The first</th>'
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
+        '<div class="scroll tall-list near"><table><thead><tr><th>Reason</th><th>Records</th>'
+        f'<th class="text">The first</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div></section>'
     )
 
 
@@ -203,12 +203,12 @@ def _settings(facts: Facts) -> str:
     if settings is not None:
         schema = settings["schema"]
         told |= {"target": f"{schema['target']} ({schema['kind']})"}
-        told |= {name: value for name, value in settings.items() if name != "schema" and value not in (None, "", [])}
+        told |= {name: value for name, value in settings.items() if name != "schema" and not _is_off(value)}
         named = ", ".join(f"{name} ({kind})" for name, kind in schema["columns"][:40])
         rest = len(schema["columns"]) - 40
         told["columns"] = named + (f" and {rest:,} more" if rest > 0 else "")
     if phase.get("plan"):
-        told |= {name.replace("_", " "): value for name, value in phase["plan"].items() if value not in ("", 0.0)}
+        told |= {name.replace("_", " "): value for name, value in phase["plan"].items() if not _is_off(value)}
     delay = phase.get("label_delay")
     if delay:
         told["label delay"] = ", ".join(f"{value:g} {name}" for name, value in delay.items() if is_number(value))
@@ -220,6 +220,10 @@ def _settings(facts: Facts) -> str:
         "" if settings is not None else "<p>The trainer was made in Python, so that its settings are in its code.</p>"
     )
     return f'<section><h2>Settings</h2>{note}<dl class="facts">{"".join(items)}</dl></section>'
+
+
+def _is_off(value: Any) -> bool:
+    return value in (None, "", []) or (isinstance(value, float) and value == 0)
 
 
 def _plain(value: Any) -> str:
