@@ -267,7 +267,7 @@ class _Study:
         if arm["kind"] == "retrain":
             size = f"retrained every {self._plan.retrain_every:,} records"
         if arm["sets_rate"] and arm["kind"] == "batch":
-            size = f"batches that grow to {arm['update_size']}"
+            size = f"batches as the noise has them, at last of {arm['update_size']}"
         size = size or f"{'mini' if arm['kind'] == 'batch' else 'micro'}-batches of {arm['update_size']}"
         if arm["kind"] == "batch" and self._plan.epochs > 1:
             size += f", {self._plan.epochs} passes"

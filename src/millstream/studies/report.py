@@ -253,7 +253,7 @@ def _runs(result: Result) -> str:
 def _delays(result: Result) -> str:
     """The score at each label delay: a chart and a table."""
     rows: Sequence[Result] = [{**result, **row} for row in result.get("delays") or ()]
-    if not rows:
+    if not rows or [str(row["delay"]) for row in rows] == ["0"]:  # the table above says it all
         return ""
     key = statistics.headline_key(rows[0])
     arms = {name: arm for row in reversed(rows) for name, arm in row["strategies"].items()}
