@@ -5,11 +5,14 @@ All of it is told of a chunk at once, and its state is saved as one.
 
 from __future__ import annotations
 
+from typing import Any
+
 from millstream import evaluation
 from millstream.contracts import State
 from millstream.guard import SkipGuard
 from millstream.learner import Learner, Scored
 from millstream.metrics import Metrics
+from millstream.phase import Phase
 
 __all__ = ["Books"]
 
@@ -26,15 +29,22 @@ class Books:
         """A new phase begins."""
         self.metrics = None
 
-    def take(self, scored: Scored | None) -> None:
-        """Takes up what a chunk came to; None where every record of it was refused."""
+    def take(
+        self, scored: Scored | None, phase: Phase, num_records: int, span: tuple[int, int], most: int
+    ) -> list[dict[str, Any]]:
+        """Takes up what a chunk of ``num_records`` came to; None where every record of it was refused.
+
+        Gives the lines of metrics that are due in it: see ``Phase.measure``.
+        """
         if scored is None:
-            return
-        if self.metrics is None:
+            return []
+        self._guard.watch(scored)
+        if self.metrics is None and len(scored.losses):
             settings = evaluation.metrics_for(self._learner.rule.loss, scored.outputs, self._window)
             self.metrics = Metrics(**settings)
-        self.metrics.update(scored.outputs, scored.targets, scored.losses, scored.known)
-        self._guard.watch(scored)
+        if self.metrics is None:
+            return []
+        return phase.measure(scored, self.metrics, self._learner.engine, num_records, span, most)
 
     def check(self) -> None:
         """Raises ``DivergenceError`` once too many records in a row could not be learned."""

@@ -53,6 +53,11 @@ class Scored:
     by_reference: str = ""  # why the engine left the lessons to the reference, if it did
     norms: tuple[GradientNorms, ...] = ()
 
+    def part(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor, npt.NDArray[np.float64] | None]:
+        """Outputs, targets, losses and known labels of some of the records, as metrics take them."""
+        known = None if self.known is None else self.known[first:last]
+        return self.outputs[first:last], self.targets[first:last], self.losses[first:last], known
+
     def refusals(self, chunk: Chunk | None) -> list[Rejection]:
         """The lessons that were skipped; ``chunk`` is where they came from, None if that is not one chunk."""
         offsets, locate = (None, None) if chunk is None else (chunk.offsets, chunk.locate)

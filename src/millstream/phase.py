@@ -15,9 +15,15 @@ from millstream.contracts import Chunk, Engine, Position, Rejection, State
 from millstream.delay import Delay
 from millstream.errors import CheckpointError
 from millstream.learner import Scored
+from millstream.metrics import Metrics
 from millstream.runs import Run
 
 __all__ = ["Phase", "Step", "Summary"]
+
+_LEAST_APART, _LINES_OF_A_DOUBLING = (
+    512,
+    16,
+)  # records between lines of metrics.jsonl; lines until twice as many records
 
 
 @dataclasses.dataclass(slots=True)
@@ -98,12 +104,39 @@ class Phase:
             return "reference"
         return f"{name} ({self.by_reference:,} of {self.learned:,} records by the reference: {self.reason})"
 
-    def line(self, learning_rate: float, metrics: dict[str, float]) -> dict[str, Any]:
+    def measure(
+        self, scored: Scored, metrics: Metrics, engine: Engine, num_records: int, span: tuple[int, int], most: int
+    ) -> list[dict[str, Any]]:
+        """Takes up the outcomes of the next chunk, of ``num_records``; gives the lines that are due in it.
+
+        They are at most ``most`` records apart. ``span`` is the run position of the chunk, and how many positions it
+        learns. What a line counts within the chunk is in proportion to it; its rate is that of the chunk's end. With 0
+        as ``most`` none is due.
+        """
+        num_scored, read, first, lines = len(scored.losses), 0, 0, []
+        while most and (mark := next_line(self.records + read, most)) <= self.records + num_records:
+            read = mark - self.records
+            part = read / num_records
+            last = round(num_scored * part)  # where labels join by ids, others are scored than are read
+            metrics.update(*scored.part(first, last))
+            learned = round(scored.num_learned * part)
+            counts = {
+                "records": mark,
+                "updates": self.updates + round(scored.num_updates * part),
+                "skipped": self.skipped + sum(place < learned for place in scored.skipped),
+            }
+            lines.append(self.line(engine, span[0] + round(span[1] * part), metrics.report()) | counts)
+            first = last
+        metrics.update(*scored.part(first, num_scored))
+        return lines
+
+    def line(self, engine: Engine, position: int, metrics: dict[str, float]) -> dict[str, Any]:
         """How it stands, as a line of metrics.jsonl."""
         place = {"phase": self.number, "kind": self.kind, "epoch": self.epoch, "records": self.records}
-        facts = {"updates": self.updates, "skipped": self.skipped, "learning_rate": learning_rate}
+        facts = {"position": position, "updates": self.updates, "skipped": self.skipped}
+        who = {"optimizer": engine.optimizer, "learning_rate": engine.learning_rate, "engine": self.engine(engine.name)}
         sizes = {"update_size": self.update_size, "noise_scale": self.noise_scale}
-        return {**place, **facts, **sizes, "metrics": metrics}
+        return {**place, **facts, **who, **sizes, "metrics": metrics}
 
     def step(
         self,
@@ -162,6 +195,18 @@ class Phase:
                 )
         self.finished = self.finished and asked.epochs <= self.epochs
         self.epochs = max(self.epochs, asked.epochs)
+
+
+def next_line(records: int, most: int) -> int:
+    """How many records the next line of metrics.jsonl is written after: often at first, then every ``most`` records.
+
+    It knows the number of records only, so that a run that is resumed writes the same lines.
+
+    >>> [next_line(records, 10_000) for records in (0, 511, 512, 40_000, 1_000_000)]
+    [512, 512, 1024, 40960, 1010000]
+    """
+    apart = min(most, max(_LEAST_APART, (1 << max(0, records.bit_length() - 1)) // _LINES_OF_A_DOUBLING))
+    return (records // apart + 1) * apart
 
 
 def _fixed(plan: dict[str, Any]) -> dict[str, Any]:

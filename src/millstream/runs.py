@@ -116,15 +116,18 @@ class Run:
         kept = [path.name for path in checkpoint.folders(self.checkpoints)]
         if number not in kept:
             raise CheckpointError(
-                got=f"no checkpoint {number} in {self.folder}", wanted=f"one of {', '.join(kept)}", do="name one of them"
+                got=f"no checkpoint {number} in {self.folder}",
+                wanted=f"one of {', '.join(kept)}",
+                do="name one of them",
             )
         checkpoint.read(self.checkpoints / number)  # it must be whole
         self.journal.append(Draft(None, {"rollback": number, "skip": skip}, "decision"))
         checkpoint.drop_after(self.checkpoints, number)
 
-    def report(self, line: Mapping[str, Any]) -> None:
+    def report(self, *lines: Mapping[str, Any]) -> None:
         with storage_errors(self.folder, do=checkpoint.GO_ON):
-            self._metrics.write(json.dumps(line) + "\n")
+            for line in lines:
+                self._metrics.write(json.dumps(line) + "\n")
 
     def note(self, events: Sequence[Event]) -> None:
         """Writes down what was decided while learning."""

@@ -331,10 +331,10 @@ class Trainer:
             scored = self._score(chunk, phase)
             if self._delay is not None:
                 num_positions = scored.num_learned
-        self._books.take(scored)
+        most = 0 if self.run is None else self._report_records
+        lines = self._books.take(scored, phase, len(chunk), (self.position, num_positions), most)
         if phase.epoch == 0:
             phase.refuse(self.run, chunk, scored, self.position)
-        before = phase.records
         phase.advance(chunk, scored)
         self.position += num_positions
         self.consumed += chunk.span
@@ -342,7 +342,8 @@ class Trainer:
         if scored is not None:
             phase.update_size, phase.noise_scale = self._controller.after_chunk(scored, self.position)
             phase.chunk_size = self.learner.engine.chunk_size(phase.update_size)
-        self._report_if_due(before, phase)
+        if self.run is not None:
+            self.run.report(*lines)
         self._controller.note_events(self.run)
         if time.monotonic() - self._committed_at >= self._commit_seconds:
             self.commit()
@@ -392,7 +393,8 @@ class Trainer:
         test = None if validation is None else self.evaluate(validation)  # may fail: nothing has ended yet
         phase.epoch, phase.position, phase.place = phase.epoch + 1, None, 0
         self._num_epochs += 1
-        line = phase.line(self.learning_rate, self._books.report()) | ({} if test is None else {"test": test})
+        line = phase.line(self.learner.engine, self.position, self._books.report())
+        line |= {} if test is None else {"test": test}
         phase.finished, test = self._controller.after_epoch(self.position, test, is_last=phase.epoch == phase.epochs)
         if self._per_epoch is not None:
             engines.step_after_epoch(self._per_epoch, (test or self._books.report()).get("loss"))
@@ -401,8 +403,3 @@ class Trainer:
         self._controller.note_events(self.run)
         self.commit()
         return phase.step(self.learning_rate, None, 0, epoch=phase.epoch - 1, validation=test)
-
-    def _report_if_due(self, before: int, phase: Phase) -> None:
-        """One line per ``report_records`` records: by position, so that a resumed run writes the same lines."""
-        if self.run is not None and phase.records // self._report_records > before // self._report_records:
-            self.run.report(phase.line(self.learning_rate, self._books.report()))

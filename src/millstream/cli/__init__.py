@@ -158,6 +158,20 @@ def export(run: str, file: str) -> None:
 
 
 @cli.command()
+@click.argument("run")
+@shared.output("--output", "-o", default="report.html", show_default=True, metavar="FILE", help="The page.")
+@shared.as_json
+def report(**given: Any) -> None:
+    """Show what a RUN has been through: a page with its curves, rates and alarms.
+
+    The run may be at work meanwhile, or have been killed. With --json no page is written.
+    """
+    from millstream.cli import reporting
+
+    reporting.report(given["run"], given["output"], given["as_json"])
+
+
+@cli.command()
 @click.argument("data")
 @shared.about_data
 @shared.model(

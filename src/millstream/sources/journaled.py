@@ -139,9 +139,7 @@ class JournaledSource:
             return chunk
         left = [Rejection(int(place), _SKIPPED, chunk.where(row)) for row, place in enumerate(offsets) if not kept[row]]
         picked = chunk.select(np.flatnonzero(kept))
-        return dataclasses.replace(
-            picked, rejected=tuple(sorted((*chunk.rejected, *left), key=lambda one: one.offset))
-        )
+        return dataclasses.replace(picked, rejected=tuple(sorted((*chunk.rejected, *left), key=lambda one: one.offset)))
 
     def _written(self, upstream: LiveSource, chunk: Chunk, before: Position) -> Group:
         """The group of a chunk, durable."""
