@@ -303,3 +303,279 @@ def json_free(state: Any) -> Any:
     import copy
 
     return copy.deepcopy(state)
+
+
+def flow(target: Target, num: int, seed: int = 0) -> list[Event]:
+    """Records with a label each, as they would be without any delay."""
+    draw = np.random.default_rng(seed)
+    a, b, noise = draw.normal(size=num), draw.integers(0, 2, num), draw.normal(size=num)
+    score = a + b + 0.3 * noise
+    made = score.tolist() if target is NUMBER else [CLASSES.classes[k] for k in np.digitize(score, [0.0, 1.0])]
+    rows = zip(a.tolist(), b.tolist(), made, strict=True)
+    return [{"id": f"r{i}", "a": x, "b": "uv"[k], "t": float(i), "y": y} for i, (x, k, y) in enumerate(rows)]
+
+
+def later(records: list[Event], delay: int) -> list[Event]:
+    """The same records as questions, each answered once ``delay`` more were asked."""
+    events: list[Event] = []
+    for i, record in enumerate(records):
+        events.append({**record, "y": None})
+        if i >= delay:
+            events.append({**records[i - delay], "a": None, "b": None})
+    return events
+
+
+def weights_of(trainer: Trainer) -> dict[str, Tensor]:
+    return trainer.learner.rule.model.state_dict()
+
+
+@pytest.mark.parametrize("target", [CLASSES, NUMBER], ids=["class", "number"])
+def test_answers_directly_after_their_questions_are_no_delay(target: Target) -> None:
+    records = flow(target, 400)
+    plain, joined, at_once = (trainer_of(target) for _ in range(3))
+    want = plain.learn(CutSource(records, target, []))
+    found = joined.learn(CutSource(later(records, 0), target, [7, 300]), label_delay="join")
+    once = at_once.learn(CutSource(records, target, [100]), label_delay="join")
+    for trainer, summary in ((joined, found), (at_once, once)):
+        assert all(
+            torch.equal(a, b) for a, b in zip(weights_of(trainer).values(), weights_of(plain).values(), strict=True)
+        )
+        apart = {"loss", "window_loss"} if target is NUMBER else set()  # a target is 0 before its spread is known
+        agree(*({n: v for n, v in each.metrics.items() if n not in apart} for each in (summary, want)))
+        assert summary.metrics["window_loss"] == pytest.approx(want.metrics["window_loss"], rel=1e-5)
+        assert summary.records == summary.labels["answered"] == 400
+
+
+AROUND: list[dict[str, Any]] = [
+    {},
+    {"engine": "fused"},
+    {"optimizer": FEW},
+    {"optimizer": FEW, "drift": "page-hinkley:reopen", "replay": 0.5},
+    {"drift": "adwin:raise", "replay": "0.3:window:50", "engine": "fused"},
+    {"drift": "adwin:reset", "average": 0.99},
+]
+
+
+def turned(target: Target, num: int) -> list[Event]:
+    """Records whose world turns in the middle, for detectors to see."""
+    records = flow(target, num)
+    for record in records[num // 2 :]:
+        old = record["y"]
+        record["y"] = 30 - 5 * old if target is NUMBER else {"no": "yes", "yes": "maybe", "maybe": "no"}[old]
+    return records
+
+
+@pytest.mark.parametrize("target", [CLASSES, NUMBER], ids=["class", "number"])
+def test_a_detector_sees_true_losses_only_when_labels_come(target: Target) -> None:
+    """The alarm is that of labels that are late by as much; no question is an error before its label is known."""
+    records, alarms = turned(target, 3000), []
+    for events, late in ((records, 20), (later(records, 20), "join")):
+        trainer = trainer_of(target, drift="adwin:none")
+        steps = trainer.steps(CutSource(events, target, [1000]), label_delay=late)
+        found = [event for step in steps if step.scored for event in step.scored.events]
+        alarms.append([(event.what, event.position) for event in found if event.what == "drift"])
+    assert alarms[0] == alarms[1] and any(1500 < position < 3000 for _, position in alarms[0]), alarms
+
+
+@pytest.mark.parametrize("around", AROUND, ids=lambda around: "+".join(map(str, around)) or "plain")
+@pytest.mark.parametrize(("delay", "update_size"), [(7, 1), (4, 3)])
+@pytest.mark.parametrize("target", [CLASSES, NUMBER], ids=["class", "number"])
+def test_answers_so_many_records_later_are_that_delay(
+    target: Target, delay: int, update_size: int, around: dict[str, Any]
+) -> None:
+    """What races and detectors see of a question when its label comes is what they see where it is known before."""
+    records = turned(target, 700)
+    found = []
+    for events, late in ((records, delay), (later(records, delay), "join")):
+        trainer = trainer_of(target, **around)
+        steps = list(trainer.steps(CutSource(events, target, []), update_size=update_size, label_delay=late))
+        scored = [step.scored for step in steps if step.scored is not None]
+        decided = [(e.what, e.detail.split(" by ")[0], e.position) for each in scored for e in each.events]
+        found.append((weights_of(trainer), torch.cat([each.losses for each in scored]), decided, trainer.summary()))
+    (want, first, planned, plain), (weights, losses_then, decided, joined) = found
+    assert joined.updates == plain.updates and len(losses_then) == 700 - delay
+    assert decided == planned
+    assert torch.allclose(losses_then, first[: 700 - delay], rtol=1e-5, atol=1e-6)
+    for a, b in zip(weights.values(), want.values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("cuts", [[3], [4, 9, 100], list(range(120))])
+def test_cuts_change_nothing_where_updates_take_several_late_numbers(cuts: list[int]) -> None:
+    records = flow(NUMBER, 120)
+    found = [trainer_of(NUMBER) for _ in range(2)]
+    reports = [
+        trainer.learn(CutSource(records, NUMBER, where), update_size=4, label_delay=3).metrics
+        for trainer, where in zip(found, ([], cuts), strict=True)
+    ]
+    agree(reports[1], reports[0])
+    assert all(torch.equal(a, b) for a, b in zip(*(weights_of(each).values() for each in found), strict=True))
+
+
+def test_what_waits_to_be_scored_is_bounded() -> None:
+    """Questions that are dropped are forgotten by races and detectors, too, and their places are used again."""
+    records = [{**record, "y": None} for record in flow(CLASSES, 3000)]
+    records += flow(CLASSES, 100, seed=1)
+    trainer = trainer_of(CLASSES, optimizer=FEW, drift="page-hinkley:reopen")
+    found = trainer.learn(CutSource(records, CLASSES, list(range(0, 3000, 100))), label_delay=Joining(max_open=20))
+    assert found.labels is not None and found.labels["dropped"] == 2980 and found.labels["open"] == 20
+    state = trainer.state_dict()
+    engine = state["learner"]["engine"]
+    assert len(engine["own"]["pending"]["numbers"]) <= 120 and len(engine["inner"]["pending"]["numbers"]) <= 120
+    assert len(trainer._delay.shelf.columns["outputs"]) <= 512  # type: ignore[union-attr]
+    assert len(state["delay"]["rows"]["outputs"]) == 20
+
+
+def test_another_phase_goes_on_with_the_questions_that_are_open() -> None:
+    events = later(flow(CLASSES, 60), 10)
+    whole, halves = trainer_of(CLASSES), trainer_of(CLASSES)
+    whole.learn(CutSource(events, CLASSES, [40]), label_delay="join")
+    halves.learn(CutSource(events[:40], CLASSES, []), label_delay="join")
+    found = halves.learn(CutSource(events[40:], CLASSES, []), label_delay="join")
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(whole).values(), weights_of(halves).values(), strict=True))
+    assert found.labels is not None and found.labels["unknown"] == 0
+    assert found.labels["answered"] == sum(event["y"] is not None for event in events[40:])
+
+
+def test_a_refused_event_leaves_no_trace_in_the_statistics() -> None:
+    asked = [{"id": "k", "a": 1.0, "b": "u", "t": 0.0, "y": None}, {"id": "m", "a": 3.0, "b": "v", "t": 1.0, "y": None}]
+    again = {"id": "k", "a": 1e6, "b": "u", "t": 2.0, "y": None}
+    unknown = {"id": "x", "a": None, "b": None, "t": 2.0, "y": "yes"}
+    plain, refusing = trainer_of(CLASSES), trainer_of(CLASSES)
+    plain.learn(CutSource(asked, CLASSES, []), label_delay="join")
+    found = refusing.learn(CutSource([*asked, again, unknown], CLASSES, []), label_delay="join")
+    assert found.rejected == 2 and found.records == 2 and found.metrics == {}
+    for trainer in (plain, refusing):
+        assert trainer.learner.features is not None
+    assert same(refusing.learner.features.state_dict(), plain.learner.features.state_dict())  # type: ignore[union-attr]
+
+
+def test_weights_of_records_are_those_of_their_questions() -> None:
+    schema = schema_of(CLASSES, weight="w")
+    records = [{**record, "w": float(i % 3)} for i, record in enumerate(flow(CLASSES, 90))]
+    plain, joined = trainer_of(CLASSES, schema=schema), trainer_of(CLASSES, schema=schema)
+    plain.learn(TableSource(pa.Table.from_pylist(records)))
+    answers = [event if event["a"] is not None else {**event, "w": None} for event in later(records, 0)]
+    joined.learn(TableSource(pa.Table.from_pylist(answers)), label_delay="join")
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(plain).values(), weights_of(joined).values(), strict=True))
+
+
+BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"timeout_records": 3, "timeout_seconds": 2.0}, "timeouts of 3 and 2.0"),
+    ({"timeout_seconds": math.nan}, "timeouts of nan"),
+    ({"timeout_records": -1}, "timeouts of -1"),
+    ({"max_open": 0}, "max_open=0"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), BAD_SETTINGS)
+def test_settings_that_cannot_work_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Joining(**given)
+
+
+def test_what_a_join_lacks_is_said() -> None:
+    events = later(flow(CLASSES, 5), 1)
+    source = CutSource(events, CLASSES, [])
+    with pytest.raises(SettingError, match="default label 'perhaps'"):
+        trainer_of(CLASSES).learn(source, label_delay=Joining(default="perhaps"))
+    with pytest.raises(SettingError, match="default label 'much'"):
+        trainer_of(NUMBER).learn(CutSource(later(flow(NUMBER, 5), 1), NUMBER, []), label_delay=Joining(default="much"))
+    fields = schema_of(CLASSES).fields
+    with pytest.raises(DataError, match="without an id column"):
+        trainer_of(CLASSES, schema=Schema(fields, CLASSES)).learn(source, label_delay="join")
+    untimed = Schema(fields, CLASSES, id="id")
+    with pytest.raises(DataError, match="timeout of 5 s on data without a time column"):
+        trainer_of(CLASSES, schema=untimed).learn(source, label_delay=Joining(timeout_seconds=5.0))
+    plain = Trainer(nn.Linear(2, 2), "cross_entropy", None, engine="reference")
+    with pytest.raises(DataError, match="tensors for labels that join"):
+        plain.learn((torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)), label_delay="join")
+    stopping = trainer_of(CLASSES)
+    assert stopping.learner.features is not None
+    stopping.learner.features.on_error = "stop"
+    with pytest.raises(DataError, match="no id in column 'id' in record 1"):
+        stopping.learn(CutSource([events[0], {**events[1], "id": None}], CLASSES, []), label_delay="join")
+
+
+def test_a_run_with_other_settings_is_not_resumed() -> None:
+    source = CutSource(later(flow(CLASSES, 30), 3), CLASSES, [20])
+    first = trainer_of(CLASSES)
+    state = next(json_free(first.state_dict()) for _ in first.steps(source, label_delay=Joining(timeout_records=9)))
+    other = trainer_of(CLASSES)
+    other.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="delay"):
+        other.learn(source, label_delay=Joining(timeout_records=8), resume=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+WORDS = [
+    "--model",
+    "linear",
+    "--lr",
+    "0.1",
+    "--target",
+    "clicked",
+    "--id",
+    "impression",
+    "--label-delay",
+    "join",
+    "--json",
+]
+CLICKS = """impression,time,price,shop,clicked
+007,2024-01-01T00:00:00,1.5,a,
+08,2024-01-01T00:00:01,2.5,b,
+007,2024-01-01T00:00:02,,,1
+9,2024-01-01T00:00:03,0.5,a,0
+7,2024-01-01T00:00:04,,,1
+,2024-01-01T00:00:05,0.5,a,
+007,2024-01-01T00:00:06,,,1
+10,2024-01-01T00:00:20,3.5,b,
+08,2024-01-01T00:00:21,,,1
+"""
+
+
+def test_the_command_line_joins_and_counts(folder: Path) -> None:
+    Path("clicks.csv").write_text(CLICKS)
+    words = ["learn", "clicks.csv", *WORDS, "--column", "clicked=class:classes=0|1", "--on-error", "quarantine"]
+    found = run(*words, "--time", "time", "--label-timeout", "10s", "--default-label", "0", "--run", "run").json
+    want = {"questions": 4, "answered": 2, "defaulted": 1, "dropped": 0, "late": 1, "duplicates": 1, "unknown": 1}
+    assert found["labels"] == {**want, "repeated": 0, "open": 1}
+    assert found["records"] == 4 and found["updates"] == 3 and found["metrics"]["count"] == 3
+    letters = [json.loads(line) for line in Path("run/dead_letters.jsonl").read_text().splitlines()]
+    assert [letter["where"] for letter in letters] == ["clicks.csv:6", "clicks.csv:7", "clicks.csv:10"]
+    assert "id '7', which nobody has asked" in letters[0]["reason"] and "no id" in letters[1]["reason"]
+    assert "after its time was up" in letters[2]["reason"]
+    piped = run(*["-" if w == "clicks.csv" else w for w in words], "--time", "time", "--run", "pipe", stdin=CLICKS.encode()).json
+    assert piped["labels"]["answered"] == 3 and piped["labels"]["open"] == 1
+
+
+def test_a_stream_that_was_killed_goes_on_with_its_open_questions(folder: Path) -> None:
+    events = later(flow(CLASSES, 600), 40)
+    words = ["--model", "linear", "--engine", "reference", "--target", "y", "--id", "id", "--label-delay", "join", "--column=t=ignore", "--json"]
+    lines = [json.dumps(event).encode() + b"\n" for event in events]
+    whole = run("learn", "-", *words, "--run", "whole", stdin=b"".join(lines)).json
+    run("learn", "-", *words, "--run", "cut", stdin=b"".join(lines[:700]))
+    rest = run("learn", "-", *words, "--run", "cut", "--resume", stdin=b"".join(lines[700:])).json
+    assert rest["labels"]["unknown"] == 0 and rest["labels"]["open"] == whole["labels"]["open"] == 40
+    assert rest["learning_rate"] == whole["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label-timeout", "5"], "--label-timeout for labels that do not join"),
+        (["--default-label", "0"], "--default-label for labels that do not join"),
+        (["--label-delay", "join", "--label-timeout", "known"], "--label-timeout known"),
+        (["--label-delay", "join", "--label-timeout", "soon"], "'soon'"),
+        (["--label-delay", "join"], "without an id column"),
+        (["--label-delay", "join", "--id", "nothing"], "no column 'nothing'"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(folder: Path, words: list[str], message: str) -> None:
+    Path("clicks.csv").write_text(CLICKS)
+    assert message in refusal(run("learn", "clicks.csv", "--model", "linear", "--target", "clicked", *words))
