@@ -26,6 +26,7 @@ __all__ = [
     "Chunk",
     "Engine",
     "Event",
+    "Events",
     "GradientNorms",
     "Inputs",
     "LiveSource",
@@ -91,6 +92,8 @@ class Chunk:
     times: npt.NDArray[np.float64] | None = None  # (N,) seconds since 1970 at which the features were known
     label_times: npt.NDArray[np.float64] | None = None  # (N,) seconds since 1970 at which the label was known
     numbers: npt.NDArray[np.int64] | None = None  # (N,) of the questions that late labels answer, rising as asked
+    ids: pa.Array | None = None  # (N,) texts by which labels find records, where the data have them
+    judged: Tensor | None = None  # (N,) targets in the units of what was predicted; None: as ``targets``
     rejected: tuple[Rejection, ...] = ()
     locate: Callable[[int], str] | None = None  # a record's place in the span -> "file:line", for messages
 
@@ -119,6 +122,8 @@ class Chunk:
             times=None if self.times is None else self.times[rows],
             label_times=None if self.label_times is None else self.label_times[rows],
             numbers=None if self.numbers is None else self.numbers[rows],
+            ids=None if self.ids is None else _picked(self.ids, rows),
+            judged=None if self.judged is None else self.judged[index],
             offsets=None if offsets is None else offsets[rows],
         )
 
@@ -158,13 +163,18 @@ def map_tensors(inputs: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _pick(inputs: Inputs, rows: npt.NDArray[np.int64] | slice, index: Tensor | slice) -> Inputs:
-    if not isinstance(inputs, pa.RecordBatch):
-        picked: Inputs = map_tensors(inputs, lambda value: rows_of(value, index))
-        return picked
+    if isinstance(inputs, pa.RecordBatch):
+        return _picked(inputs, rows)
+    picked: Inputs = map_tensors(inputs, lambda value: rows_of(value, index))
+    return picked
+
+
+def _picked(values: Any, rows: npt.NDArray[np.int64] | slice) -> Any:
+    """These rows of an Arrow array or batch."""
     if isinstance(rows, slice):
-        first, last, _ = rows.indices(len(inputs))
-        return inputs.slice(first, last - first)
-    return inputs.take(pa.array(rows))
+        first, last, _ = rows.indices(len(values))
+        return values.slice(first, last - first)
+    return values.take(pa.array(rows))
 
 
 @dataclasses.dataclass(slots=True)
@@ -172,11 +182,27 @@ class Questions:
     """Records to be predicted while others are learned, because their labels come later.
 
     Question m is answered when exactly those updates were applied whose records are all among the first
-    ``learned_before[m]`` records of the chunk that is being learned.
+    ``learned_before[m]`` records of the chunk that is being learned. Where the labels are not known yet, targets are
+    zeros in their place and losses mean nothing; what is scored is scored when the lesson comes.
     """
 
     chunk: Chunk
     learned_before: npt.NDArray[np.int64]  # (M,), never decreasing
+    labelled: bool = True
+    oldest: int = 0  # lessons of questions before this number will not come any more
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Events:
+    """What came in a chunk, in order: questions (features), answers (a label), or both at once, each with an id."""
+
+    ids: list[str]
+    asks: npt.NDArray[np.bool_]  # (N,) whether it has features
+    labels: npt.NDArray[np.float64]  # (N,) class numbers or numbers; NaN where there is none
+    times: npt.NDArray[np.float64] | None  # (N,) seconds since 1970, NaN where there is none
+    places: npt.NDArray[np.int64]  # (N,) within the span
+    span: int  # of the chunk: these and its holes
+    are_classes: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from millstream.contracts import Chunk, Engine, Position, Rejection, State
-from millstream.delay import Delay
+from millstream.delay import Delay, LabelDelay, parse_delay
 from millstream.errors import CheckpointError
+from millstream.joining import Joining, LabelJoin
 from millstream.learner import Scored
 from millstream.metrics import Metrics
 from millstream.runs import Run
 
-__all__ = ["Phase", "Step", "Summary"]
+__all__ = ["Phase", "Step", "Summary", "parse_lateness"]
 
-_LEAST_APART, _LINES_OF_A_DOUBLING = (
-    512,
-    16,
-)  # records between lines of metrics.jsonl; lines until twice as many records
+_LEAST_APART, _LINES_OF_A_DOUBLING = 512, 16  # records between lines; lines until twice as many records
 
 
 @dataclasses.dataclass(slots=True)
@@ -35,7 +33,7 @@ class Phase:
     epochs: int
     shuffle: bool
     chunk_size: int
-    delay: Delay | None
+    delay: Delay | Joining | None
     source: dict[str, Any]  # its fingerprint
     rule: dict[str, Any]  # seed, loss and bounds of the gradient
     plan: dict[str, Any]  # what was asked of its controller, which may change the update size
@@ -54,6 +52,7 @@ class Phase:
     by_reference: int = 0  # records that the engine left to the reference
     reason: str = ""  # the first one why
     noise_scale: float | None = None  # of the gradient, in records
+    labels: dict[str, int] | None = None  # where they join by ids: what became of questions and answers
     seconds: float = 0.0  # a clock, so not a part of what resumes bit for bit
     finished: bool = False
 
@@ -61,6 +60,18 @@ class Phase:
     def features_learn(self) -> bool:
         """Statistics of features are frozen after the first epoch of a ``fit``."""
         return self.kind == "learn" or self.epoch == 0
+
+    def late_labels(self, before: LabelDelay | LabelJoin | None = None) -> LabelDelay | LabelJoin | None:
+        """What holds the records whose labels are on their way; None where these come at once.
+
+        Questions of the phase ``before`` are still open where this one joins labels as that one did.
+        """
+        if isinstance(self.delay, Joining):
+            if isinstance(before, LabelJoin) and before.is_like(self.delay, self.update_size):
+                before.count_anew()
+                return before
+            return LabelJoin(self.delay, self.update_size)
+        return None if self.delay is None or self.delay.records == 0 else LabelDelay(self.delay, self.update_size)
 
     def advance(self, chunk: Chunk, scored: Scored | None) -> None:
         """Counts a chunk that was dealt with."""
@@ -71,6 +82,7 @@ class Phase:
             self.updates += scored.num_updates
             self.skipped += len(scored.skipped)
             self.learned += scored.num_learned
+            self.labels = scored.labels or self.labels
             if scored.by_reference and scored.num_learned:
                 self.by_reference += scored.num_learned
                 self.reason = self.reason or scored.by_reference
@@ -85,7 +97,7 @@ class Phase:
         """Counts and writes down what was refused on arrival, and what was skipped when it was to be learned."""
         self.rejected += len(chunk.rejected)
         # Where labels come late, a lesson is not of this chunk, and its line is no longer known.
-        late = self.delay is not None and self.delay.records != 0
+        late = self.late_labels() is not None
         if run is not None:
             run.reject(chunk.rejected, self.place if late else position)
             run.reject(scored.refusals(None if late else chunk) if scored else (), position)
@@ -156,7 +168,9 @@ class Phase:
 
     @classmethod
     def from_state(cls, state: State) -> Phase:
-        return cls(**{**state, "delay": None if state["delay"] is None else Delay(**state["delay"])})
+        delay = state["delay"]
+        kind = Joining if delay is not None and "max_open" in delay else Delay
+        return cls(**{**state, "delay": None if delay is None else kind(**delay)})
 
     def summary(
         self, engine: Engine, metrics: dict[str, float], test: dict[str, float] | None, checkpoint: Path | None
@@ -175,6 +189,7 @@ class Phase:
             noise_scale=self.noise_scale,
             skipped=self.skipped,
             rejected=self.rejected,
+            labels=self.labels,
             finished=self.finished,
             metrics=metrics,
             test=test,
@@ -207,6 +222,17 @@ def next_line(records: int, most: int) -> int:
     """
     apart = min(most, max(_LEAST_APART, (1 << max(0, records.bit_length() - 1)) // _LINES_OF_A_DOUBLING))
     return (records // apart + 1) * apart
+
+
+def parse_lateness(given: Any) -> Delay | Joining | None:
+    """``join`` is labels that come by themselves, under an id; else as ``parse_delay`` has it; None is at once.
+
+    >>> parse_lateness("join").max_open
+    100000
+    """
+    if given is None or isinstance(given, Joining):
+        return given
+    return Joining() if given == "join" else parse_delay(given)
 
 
 def _fixed(plan: dict[str, Any]) -> dict[str, Any]:
@@ -260,6 +286,7 @@ class Summary:
     noise_scale: float | None  # how many would be more signal than noise; None where it was not measured
     skipped: int
     rejected: int
+    labels: dict[str, int] | None  # where they join by ids: what became of questions and answers
     finished: bool
     metrics: dict[str, float]
     test: dict[str, float] | None

@@ -25,12 +25,13 @@ from millstream import engines, evaluation, losses, sources
 from millstream.books import Books
 from millstream.contracts import Chunk, Loss, Source, State, Stoppable
 from millstream.controllers import Controller, Count, Plan
-from millstream.delay import LabelDelay, parse_delay
+from millstream.delay import LabelDelay
 from millstream.errors import CheckpointError, DataError, MillstreamError, SettingError
 from millstream.features import Features
+from millstream.joining import LabelJoin
 from millstream.learner import Learner, Scored, check_version, load_or_refuse
 from millstream.metrics import Metrics
-from millstream.phase import Phase, Step, Summary
+from millstream.phase import Phase, Step, Summary, parse_lateness
 from millstream.runs import Run
 
 __all__ = ["Trainer"]
@@ -96,7 +97,7 @@ class Trainer:
         self._phase: Phase | None = None
         self._source: Source | None = None  # of the phase
         self._controller = Controller(Plan(1, 1), self.learner, None)  # of the phase
-        self._delay: LabelDelay | None = None
+        self._delay: LabelDelay | LabelJoin | None = None
         self._num_epochs = 0  # of all phases: the key of the next shuffle
         self._whole = True  # False while a chunk is half done
         self._stop = self._checked = False
@@ -138,7 +139,7 @@ class Trainer:
     def learn(self, source: Any, *, update_size: int = 1, label_delay: Any = None, resume: bool = False) -> Summary:
         """Online training: every record once, in order; predicted, scored, then learned.
 
-        With ``label_delay`` (records, or a time such as ``2h``) a record is learned when its label comes.
+        With ``label_delay`` (records, a time such as ``2h``, or ``join``) a record is learned when its label comes.
         """
         collections.deque(self.steps(source, update_size=update_size, label_delay=label_delay, resume=resume), maxlen=0)
         return self.summary()
@@ -165,7 +166,7 @@ class Trainer:
         plan = Plan(update_size, epochs, schedule, warmup)
         how: dict[str, Any] = {"shuffle": shuffle, "seed": self.seed, "validates": epochs == "auto"}
         source, validation = sources.training_sources(source, validation, **how)
-        delay = None if label_delay is None else parse_delay(label_delay)
+        delay = parse_lateness(label_delay)
         rule = {"seed": self.seed, **self.learner.rule.facts()}
         facts = dict(source.fingerprint()), rule, plan.to_json(), source.num_records
         size = plan.first_size(source.num_records)
@@ -284,9 +285,8 @@ class Trainer:
         self.learner.load_state_dict(state["learner"])
         self.position, self.consumed, self._num_epochs = state["position"], state["consumed"], state["num_epochs"]
         self._books.load_state_dict(state["books"])
-        self._delay = None
-        if state["delay"] is not None and self._phase is not None and self._phase.delay is not None:
-            self._delay = LabelDelay(self._phase.delay, self._phase.update_size)
+        self._delay = None if state["delay"] is None or self._phase is None else self._phase.late_labels()
+        if self._delay is not None:
             self._delay.load_state_dict(state["delay"])
         load_or_refuse(self._per_epoch, state["per_epoch"], "a scheduler that steps after an epoch")
         self._whole = True
@@ -301,6 +301,7 @@ class Trainer:
             size = phase.chunk_size
             started = time.perf_counter()
             for chunk in ordered.read(phase.position, size=size):
+                self._controller.obey(self.run, self.consumed, self.position)
                 step = self._take(chunk, phase)
                 phase.seconds += time.perf_counter() - started
                 yield step
@@ -313,21 +314,18 @@ class Trainer:
 
     def _take(self, chunk: Chunk, phase: Phase) -> Step:
         """All that happens to a chunk, in order."""
-        if self.run is not None:
-            for wish in self.run.decisions.due(self.consumed):
-                self._controller.obey(wish, self.position)
         chunk.start = self.position
         self._whole = False
         try:
-            chunk = self.learner.prepare(chunk, learn=phase.features_learn)
+            chunk = self.learner.prepare(chunk, learn=phase.features_learn, late=self._delay)
         except DataError:
             self._whole = True  # features take a chunk in whole, or not at all
             raise
         scored: Scored | None = None
         num_positions = chunk.span
-        if not len(chunk) and self._delay is not None:
+        if not len(chunk) and isinstance(self._delay, LabelDelay):
             num_positions = self._delay.pass_over(chunk.span)
-        if len(chunk):
+        if len(chunk) or isinstance(self._delay, LabelJoin):
             scored = self._score(chunk, phase)
             if self._delay is not None:
                 num_positions = scored.num_learned
@@ -352,7 +350,7 @@ class Trainer:
     def _score(self, chunk: Chunk, phase: Phase) -> Scored:
         """Predicts, scores and learns. Where that fails, ``position`` tells what was learned."""
         try:
-            if not self._checked:
+            if not self._checked and len(chunk):
                 self.learner.check(chunk)
                 self._controller.look_at(chunk)
                 self._checked = True
@@ -375,8 +373,7 @@ class Trainer:
             self._control(asked).begin(asked.kind)
             self._books.begin()
             self._phase = asked
-            at_once = asked.delay is None or asked.delay.records == 0
-            self._delay = None if at_once else LabelDelay(asked.delay, asked.update_size)  # type: ignore[arg-type]
+            self._delay = asked.late_labels(self._delay)
         automatic: Literal["eval", "train"] = "eval" if asked.kind == "learn" else "train"
         self.learner.rule.scoring = automatic if self._scoring == "auto" else self._scoring
         self.learner.rule.online = asked.kind == "learn"

@@ -54,6 +54,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 @click.argument("data")
 @click.argument("source", required=False)
 @shared.about_data
+@shared.identity
 @shared.about_model
 @shared.fitting
 @shared.training(
@@ -79,6 +80,7 @@ def fit(context: click.Context, /, **given: Any) -> None:
 @click.argument("data")
 @click.argument("source", required=False)
 @shared.about_data
+@shared.identity
 @shared.about_model
 @shared.training(
     "--update-size",
@@ -91,7 +93,24 @@ def fit(context: click.Context, /, **given: Any) -> None:
 @shared.training(
     "--label-delay",
     metavar="DELAY",
-    help="How late labels are: 10 (records), 30s, 5m, 2h, 1d, or known (the column of --label-time).",
+    help="How late labels are: 10 (records), 30s, 5m, 2h, 1d, known (the column of --label-time), or join: they come "
+    "by themselves, with the id of their record.",
+)
+@shared.training(
+    "--label-timeout",
+    metavar="DELAY",
+    help="How long a record waits for a label that joins: 1000 (records), 2h …  [default: for ever]",
+)
+@shared.training(
+    "--default-label",
+    metavar="LABEL|drop",
+    help="What a record learns when its time is up; drop: nothing.  [default: drop]",
+)
+@shared.training(
+    "--max-open",
+    callback=whole(),
+    metavar="RECORDS",
+    help="How many records wait at most; then the time of the oldest one is up.  [default: 100000]",
 )
 @shared.about_run
 @click.pass_context

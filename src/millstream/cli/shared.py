@@ -19,6 +19,7 @@ __all__ = [
     "engine",
     "fetch",
     "fitting",
+    "identity",
     "loss",
     "model",
     "network",
@@ -49,6 +50,9 @@ columns = options(
     ),
     data("--time", metavar="COLUMN", help="When the features were known."),
     data("--label-time", metavar="COLUMN", help="When the label was known."),
+)
+identity = data(
+    "--id", metavar="COLUMN", help="What tells records apart: by it, a label that comes later finds its record."
 )
 about_data = options(
     columns,

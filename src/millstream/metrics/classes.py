@@ -56,11 +56,16 @@ class ClassMeasures:
             majority_hit=(_HIT, ()),
         )
 
-    def fold(self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given) -> None:
+    def fold(
+        self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given, guessed: Given = ()
+    ) -> None:
         """Take up N records."""
         logits, labels = self._logits(outputs), self._labels(targets)
         known = self._known.resolve(labels, [(first, self._as_classes(values)) for first, values in given])
-        no_change, majority = known == labels, self._majority.predict(known) == labels
+        majority_class = self._majority.predict(known)
+        for first, values in guessed:
+            majority_class[first : first + len(values)] = self._as_classes(values)
+        no_change, majority = known == labels, majority_class == labels
         kept = usable(logits) & usable(losses) & (labels >= 0)
         if not kept.all():
             self._counts[3] += len(kept) - np.count_nonzero(kept)

@@ -27,7 +27,9 @@ class LossMeasures:
         self._sum = RunningSums(1)
         self._ring = Ring(window, loss=(np.dtype(np.float64), ()))
 
-    def fold(self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given) -> None:
+    def fold(
+        self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given, guessed: Given = ()
+    ) -> None:
         """Take up N records."""
         kept = losses[usable(losses)]
         self._counts += (len(kept), len(losses) - len(kept))

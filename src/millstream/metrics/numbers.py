@@ -40,7 +40,9 @@ class NumberMeasures:
         each = (_FLOAT, (num_outputs,))
         self._ring = Ring(window, target=each, error=each, no_change_error=each, mean_error=each, loss=(_FLOAT, ()))
 
-    def fold(self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given) -> None:
+    def fold(
+        self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given, guessed: Given = ()
+    ) -> None:
         """Take up N records."""
         predicted, wanted = self._columns(outputs), self._columns(targets)
         if self._log_rate:
@@ -49,6 +51,8 @@ class NumberMeasures:
         no_change = self._known.resolve(wanted, given)
         no_change[:, ~usable(no_change.T)] = np.nan
         mean = self._running_mean(no_change)
+        for first, values in guessed:
+            mean[:, first : first + len(values)] = values
         kept = usable(predicted.T) & usable(wanted.T) & usable(losses)
         if not kept.all():
             self._counts[3] += len(kept) - np.count_nonzero(kept)

@@ -10,6 +10,7 @@ group, and which upstream that is.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging

@@ -8,6 +8,7 @@ The run's folder is only read, so it may be at work meanwhile.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from millstream.trainer import Trainer
 __all__ = ["Audit", "Stretch", "audit"]
 
 _OF_A_CLOCK = ("phase.seconds", "phase.records_per_second", "run", "numerics")
+_NOTHING = object()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def audit(
     found = journal.verify()
     states, left_out = _states(folder)
     stretches = []
-    for (older, before), (newer, after) in zip(states, states[1:], strict=False):
+    for (older, before), (newer, after) in itertools.pairwise(states):
         reason = _no_stretch(before, after, source)
         if reason:
             left_out.append(f"{older} to {newer}: {reason}")
@@ -166,20 +168,21 @@ def differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
     if path in _OF_A_CLOCK:
         return
     if isinstance(one, dict) and isinstance(other, dict):
-        for key in {**one, **other}:
-            inner = f"{path}.{key}" if path else str(key)
-            if inner in _OF_A_CLOCK:
-                continue
-            if key not in one or key not in other:
-                yield inner
-            else:
-                yield from differences(one[key], other[key], inner)
-    elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        for place, (a, b) in enumerate(zip(one, other, strict=True)):
-            yield from differences(a, b, f"{path}.{place}")
-    elif isinstance(one, Tensor | np.ndarray) and isinstance(other, Tensor | np.ndarray):
-        a, b = (np.asarray(each.detach().cpu() if isinstance(each, Tensor) else each) for each in (one, other))
-        if a.shape != b.shape or a.dtype != b.dtype or a.tobytes() != b.tobytes():
+        parts = [(key, one.get(key, _NOTHING), other.get(key, _NOTHING)) for key in {**one, **other}]
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        parts = [(place, *pair) for place, pair in enumerate(itertools.zip_longest(one, other, fillvalue=_NOTHING))]
+    else:
+        if not _are_equal(one, other):
             yield path
-    elif one != other and not (one != one and other != other):
-        yield path
+        return
+    for key, a, b in parts:
+        yield from differences(a, b, f"{path}.{key}" if path else str(key))
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor | np.ndarray) and isinstance(other, Tensor | np.ndarray):
+        a, b = (np.asarray(each.detach().cpu() if isinstance(each, Tensor) else each) for each in (one, other))
+        return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    if isinstance(one, Tensor | np.ndarray) or isinstance(other, Tensor | np.ndarray):
+        return False
+    return bool(one == other or (one != one and other != other))
