@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from millstream.errors import DataError, SettingError
-from millstream.journal import Draft, Journal
+from millstream.journal import Draft, Journal, Kind
 from millstream.storage import replace, storage_errors
 
 __all__ = ["Decisions", "check_wish", "leave_wish"]
 
-_KNOWN = ("learning_rate",)
+_DECISIONS: tuple[Kind, ...] = ("decision",)
 _MOST_BYTES = 4096
 _TICK_NANOSECONDS = 100_000_000  # more than the clock of any file system
 
@@ -36,7 +36,7 @@ class Decisions:
     def __init__(self, folder: Path, journal: Journal, since: int) -> None:
         self._inbox, self._journal = folder / "inbox", journal
         self._looked_at = 0
-        decided = (group.facts for group in journal.read(number=since + 1, kinds=("decision",)))
+        decided = (group.facts for group in journal.read(number=since + 1, kinds=_DECISIONS))
         made = [facts for facts in decided if "wish" in facts]
         self._again = [facts for facts in made if facts["wish"] is not None]
         self._known = {facts["name"] for facts in made}
@@ -82,8 +82,8 @@ def leave_wish(folder: Path, wish: dict[str, Any]) -> Path:
 def check_wish(wish: dict[str, Any]) -> None:
     """Refuses a wish that no run can take up."""
     rate = wish.get("learning_rate")
-    fits = set(wish) == set(_KNOWN) and isinstance(rate, int | float) and not isinstance(rate, bool)
-    if not fits or not 0 < rate < float("inf"):
+    is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if set(wish) != {"learning_rate"} or not is_number or not 0 < float(rate or 0) < float("inf"):
         raise SettingError(
             got=f"a change to {json.dumps(wish)[:80]}",
             wanted="a learning rate above 0",

@@ -164,7 +164,7 @@ class Run:
             ) from error
 
 
-def _close(files: Iterable[TextIO]) -> None:
+def _close(files: Iterable[TextIO | Journal]) -> None:
     for file in files:
         file.close()
 

@@ -10,18 +10,21 @@ from typing import Any
 import click
 import pyarrow as pa
 
-from millstream import assembly, sources
+from millstream import assembly, checkpoint, sources
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import counted, err
 from millstream.decisions import leave_wish
 from millstream.errors import CheckpointError, DataError, SettingError
-from millstream.journal import Draft, Journal, JournalReader
+from millstream.journal import Draft, Journal, JournalReader, Kind
+from millstream.journal import accept_loss as give_up
+from millstream.journal import verify as verify_journal
 from millstream.runs import Run
 from millstream.studies.audit import audit
 
 __all__ = ["accept_loss", "append", "change", "erase", "forget", "rollback", "show", "verify"]
 
 _RECORDS_OF_A_COMMIT = 1000
+_DECISIONS: tuple[Kind, ...] = ("decision",)
 
 
 def show(folder: str, as_json: bool) -> None:
@@ -29,7 +32,7 @@ def show(folder: str, as_json: bool) -> None:
     journal = JournalReader(_folder(folder))
     decisions = [
         {"number": group.number, "position": group.first, **group.facts}
-        for group in journal.read(journal.first(), kinds=("decision",))
+        for group in journal.read(journal.first(), kinds=_DECISIONS)
     ]
     facts = {"first": journal.first(), **journal.head().to_json(), "decisions": decisions}
     if as_json:
@@ -45,21 +48,16 @@ def verify(run: str, data: str | None, as_json: bool) -> None:
     """Checks every sum, and learns again from checkpoint to checkpoint where there are some."""
     folder = Path(run)
     if not (folder / "journal").is_dir():
-        found = JournalReader(_folder(run)).verify()
-        facts = {"groups": found.num_groups, "records": found.num_positions}
-        if as_json:
-            print_json(facts)
-        else:
-            print(f"{found.num_positions:,} positions in {found.num_groups:,} groups: every sum and link is right")
+        _verify_alone(_folder(run), as_json)
         return
-    source = None if data is None else assembly.open_again(data, folder)
+    source = None if data is None else _opened(data, folder)
     with counted("learning again", quiet=as_json) as line:
-        found_run = audit(folder, source, show=lambda done, total: line("records", done, total))
+        found = audit(folder, source, show=lambda done, total: line("records", done, total))
     if as_json:
-        print_json(found_run.to_json())
+        print_json(found.to_json())
     else:
-        _tell(found_run)
-    if not found_run.is_exact:
+        _tell(found)
+    if not found.is_exact:
         raise click.exceptions.Exit(1)
 
 
@@ -93,8 +91,8 @@ def forget(folder: str, before: int) -> None:
 
 def accept_loss(folder: str) -> None:
     """Goes on with a journal that has lost its end; what was lost is written down."""
-    with Journal.accept_loss(_folder(folder)) as journal:
-        print(f"the journal goes on at position {journal.head.position:,}; what was lost is noted in it")
+    lost = give_up(_folder(folder))
+    print("nothing was lost" if not lost else f"the journal goes on; it notes what was lost: {_in_words(lost)}")
 
 
 def change(run: str, learning_rate: float) -> None:
@@ -119,8 +117,23 @@ def rollback(run: str, number: str, skip: str | None) -> None:
     print(f"the run stands at checkpoint {number} again; go on with --resume --run {run}{skipped}")
 
 
+def _verify_alone(folder: Path, as_json: bool) -> None:
+    """Of a journal that is no run's."""
+    found = verify_journal(folder)
+    facts = {"groups": found.num_groups, "records": found.num_records, "erased": found.num_erased}
+    if as_json:
+        print_json({**facts, "problems": found.problems})
+    else:
+        for problem in found.problems:
+            print(problem)
+        if found.is_sound:
+            print(f"{found.num_records:,} records in {found.num_groups:,} groups: every sum and link is right")
+    if not found.is_sound:
+        raise click.exceptions.Exit(1)
+
+
 def _tell(found: Any) -> None:
-    print(f"journal: {found.records:,} positions in {found.groups:,} groups, every sum and link is right")
+    print(f"journal: {found.records:,} records in {found.groups:,} groups, every sum and link is right")
     rows = [
         [f"{one.older} to {one.newer}", f"{one.records:,}", one.difference or "the same bits"]
         for one in found.stretches
@@ -138,6 +151,14 @@ def _folder(name: str) -> Path:
     if not folder.is_dir():
         raise SettingError(got=f"no journal in {name}", wanted="the folder of a run or a journal", do="check the name")
     return folder
+
+
+def _opened(data: str, run: Path) -> Any:
+    """What a run has read, as it read it; of a Python object, the data are that object's own."""
+    spec = checkpoint.newest(run / "checkpoints")[0]["spec"]
+    if not spec:
+        return sources.as_source(data)
+    return assembly.open_data(data, schema=assembly.Recipe.from_json(spec).schema, test=0.0).train
 
 
 def _positions(text: str) -> list[int]:

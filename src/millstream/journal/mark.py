@@ -17,7 +17,7 @@ from millstream.journal.groups import Head
 from millstream.journal.segments import damaged, journal_errors
 from millstream.storage import replace
 
-__all__ = ["Marker", "read_mark", "write_mark"]
+__all__ = ["Marker", "identity", "read_mark", "write_mark"]
 
 _SECONDS = 0.5  # between two marks
 
@@ -33,6 +33,14 @@ def read_mark(folder: Path) -> tuple[str, Head] | None:
             raise damaged("a damaged mark", path)
         facts = json.loads(content)
         return str(facts["journal"]), Head.from_json(facts)
+
+
+def identity(folder: Path) -> str:
+    """What tells this journal from all others. Raises ``StorageError`` where there is none."""
+    mark = read_mark(folder)
+    if mark is None:
+        raise StorageError(got=f"no journal in {folder}", wanted="its mark", do="name the folder of a journal")
+    return mark[0]
 
 
 def write_mark(folder: Path, journal: str, head: Head) -> None:

@@ -16,10 +16,12 @@ import pyarrow as pa
 
 from millstream.contracts import Chunk, Position
 from millstream.errors import DataError
-from millstream.journal import Group, JournalReader
+from millstream.journal import Group, JournalReader, Kind, identity
 from millstream.sources.rechunk import check_place, check_size, cut
 
 __all__ = ["JournalSource"]
+
+_RECORDS: tuple[Kind, ...] = ("records",)
 
 
 class JournalSource:
@@ -44,7 +46,7 @@ class JournalSource:
         self._journal = JournalReader(self.folder)
         self._follow = follow
         self._stopped = threading.Event()
-        first = next(self._journal.read(self._journal.first(), kinds=("records",)), None)
+        first = next(self._journal.read(self._journal.first(), kinds=_RECORDS), None)
         if first is None or first.records is None:
             raise DataError(
                 got=f"no records in {self.name}", wanted="at least one", do="append some first, or check the folder"
@@ -71,7 +73,7 @@ class JournalSource:
         )
 
     def fingerprint(self) -> Mapping[str, Any]:
-        return {"kind": "journal", "identity": self._journal.identity()}
+        return {"kind": "journal", "identity": identity(self.folder)}
 
     def _chunks(self, first: int, size: int) -> Iterator[Chunk]:
         for group in self._groups(first):
@@ -85,7 +87,7 @@ class JournalSource:
                 yield piece
 
     def _groups(self, first: int) -> Iterator[Group]:
-        return self._journal.read(first, kinds=("records",), follow=self._follow, stop=self._stopped.is_set)
+        return self._journal.read(first, kinds=_RECORDS, follow=self._follow, stop=self._stopped.is_set)
 
 
 def _chunk_of(group: Group, name: str) -> Chunk:

@@ -25,12 +25,14 @@ import pyarrow as pa
 
 from millstream.contracts import Chunk, LiveSource, Position, Rejection
 from millstream.errors import DataError, StorageError
-from millstream.journal import Appended, Draft, Group, Journal, JournalReader
+from millstream.journal import Appended, Draft, Group, Journal, JournalReader, Kind
 from millstream.sources.rechunk import check_size, cut
 
 __all__ = ["JournaledSource"]
 
 _LOG = logging.getLogger(__name__)
+_DECISIONS: tuple[Kind, ...] = ("decision",)
+_OF_RECORDS: tuple[Kind, ...] = ("records", "reference")
 _SKIPPED = "taken out by a rollback"
 _LONGEST_WAIT_SECONDS = 5.0  # between two looks whether a full disk has room again
 
@@ -64,7 +66,7 @@ class JournaledSource:
         self._reached: Position = known.get("upstream") if known.get("source") == self._tag else None
         self._stopped = False
         # Positions that a person has taken out, when they went back to an earlier checkpoint.
-        decided = (group.facts for group in self._reader.read(self._reader.first(), kinds=("decision",)))
+        decided = (group.facts for group in self._reader.read(self._reader.first(), kinds=_DECISIONS))
         self._skips = [tuple(facts["skip"]) for facts in decided if facts.get("skip")]
 
     def read(self, position: Position = None, *, size: int = 4096) -> Iterator[Chunk]:
@@ -89,7 +91,7 @@ class JournaledSource:
         return self._facts
 
     def _chunks(self, first: int, reached: Position, size: int) -> Iterator[Chunk]:
-        for group in self._reader.read(first, kinds=("records", "reference")):
+        for group in self._reader.read(first, kinds=_OF_RECORDS):
             if group.facts["source"] == self._tag:
                 reached = group.facts["after"]
             elif group.kind == "reference":  # of an earlier phase, left unread there; its upstream has it still

@@ -19,8 +19,8 @@ from torch import Tensor
 from millstream import assembly, checkpoint
 from millstream.contracts import LiveSource, Source, State
 from millstream.delay import Delay
-from millstream.errors import CheckpointError, SettingError
-from millstream.journal import JournalReader
+from millstream.errors import CheckpointError, SettingError, StorageError
+from millstream.journal import JournalReader, verify
 from millstream.sources import JournaledSource, as_source
 from millstream.trainer import Trainer
 
@@ -45,7 +45,7 @@ class Audit:
     """What an audit has found. Its fields are the keys of ``--json``."""
 
     groups: int  # of the journal, each checked
-    records: int  # places in the journal
+    records: int  # in it
     stretches: tuple[Stretch, ...]
     left_out: tuple[str, ...]  # pairs of checkpoints that were not compared, and why
 
@@ -73,7 +73,13 @@ def audit(
     """
     folder = Path(run)
     journal = JournalReader(folder / "journal")
-    found = journal.verify()
+    found = verify(journal.folder)
+    if not found.is_sound:
+        raise StorageError(
+            got=f"a damaged journal: {found.problems[0]}",
+            wanted="every sum and link as it was written",
+            do="restore the folder from a copy, or see `millstream journal accept-loss`",
+        )
     states, left_out = _states(folder)
     stretches = []
     for (older, before), (newer, after) in itertools.pairwise(states):
@@ -84,7 +90,7 @@ def audit(
         trainer = _trainer(before, folder, make)
         difference = _again(trainer, before, after, _source_of(before, journal, source), show)
         stretches.append(Stretch(older, newer, after["consumed"] - before["consumed"], difference))
-    return Audit(found.num_groups, found.num_positions, tuple(stretches), tuple(left_out))
+    return Audit(found.num_groups, found.num_records, tuple(stretches), tuple(left_out))
 
 
 def _states(folder: Path) -> tuple[list[tuple[str, State]], list[str]]:
