@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millstream import checkpoint
+from millstream import checkpoint, packing
 from millstream.errors import CheckpointError, StorageError
 
 scalars = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.text(max_size=5)
@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_what_was_committed(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(packing.os, "write", full)
     with pytest.raises(StorageError, match="No space left on device"):
         checkpoint.write(tmp_path, {"number": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["00000000"]

@@ -124,7 +124,12 @@ class Phase:
         return cls(**{**state, "delay": None if state["delay"] is None else Delay(**state["delay"])})
 
     def summary(
-        self, engine: Engine, metrics: dict[str, float], test: dict[str, float] | None, checkpoint: Path | None
+        self,
+        engine: Engine,
+        metrics: dict[str, float],
+        test: dict[str, float] | None,
+        checkpoint: Path | None,
+        numerics_changes: int,
     ) -> Summary:
         """What it came to so far."""
         return Summary(
@@ -144,6 +149,7 @@ class Phase:
             metrics=metrics,
             test=test,
             checkpoint=None if checkpoint is None else str(checkpoint),
+            numerics_changes=numerics_changes,
         )
 
     def continue_as(self, asked: Phase) -> None:
@@ -217,6 +223,7 @@ class Summary:
     metrics: dict[str, float]
     test: dict[str, float] | None
     checkpoint: str | None
+    numerics_changes: int = 0  # how often the run was resumed under other versions, threads or processors
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from millstream import engines, evaluation, losses, sources
+from millstream.commits import Seconds
 from millstream.contracts import Chunk, Loss, Source, State
 from millstream.controllers import Controller, Count, Plan
 from millstream.delay import LabelDelay, parse_delay
@@ -75,7 +76,7 @@ class Trainer:
         window: int = 1000,
         max_skips: int = 100,
         run: str | Path | None = None,
-        commit_seconds: float = 30.0,
+        commit_seconds: Seconds = "auto",
         report_records: int = 10_000,
         spec: dict[str, Any] | None = None,
     ) -> None:
@@ -100,7 +101,6 @@ class Trainer:
         self._whole = True  # False while a chunk is half done
         self._stop = self._checked = False
         self._checkpoint: Path | None = None
-        self._committed_at = time.monotonic()
         self.run: Run | None = None
         if run is not None:
             self.open(run)
@@ -203,7 +203,8 @@ class Trainer:
             raise SettingError(
                 got="a trainer that has not trained", wanted="a phase to sum up", do="call fit or learn first"
             )
-        return phase.summary(self.learner.engine, self._report(), test, self._checkpoint)
+        changes = self.run.numerics_changes if self.run else 0
+        return phase.summary(self.learner.engine, self._report(), test, self._checkpoint, changes)
 
     def stop(self) -> None:
         """Asks the loop to end after the chunk that it is at; for signal handlers and other threads."""
@@ -219,16 +220,15 @@ class Trainer:
         if self.run is None:
             return None
         self._checkpoint = self.run.commit(self.state_dict())
-        self._committed_at = time.monotonic()
         return self._checkpoint
 
-    def open(self, run: str | Path, *, resume: bool = False) -> list[str]:
+    def open(self, run: str | Path, *, resume: bool = False, exact: bool = False) -> list[str]:
         """Writes to this run folder from now on. ``resume`` first brings back its newest whole checkpoint.
 
-        Gives warnings: checkpoints that were damaged and passed over, numerics that are not those of before.
+        Gives warnings: damaged checkpoints that were passed over, and other numerics, which ``exact`` refuses.
         """
         self.close()
-        self.run = Run(run, resume=resume)
+        self.run = Run(run, resume=resume, commit_seconds=self._commit_seconds, exact=exact)
         if not resume:
             return []
         state, warnings = self.run.restore()
@@ -334,8 +334,8 @@ class Trainer:
         self._report_if_due(before, phase)
         self._controller.note_events(self.run)
         self._guard.watch(scored)
-        if time.monotonic() - self._committed_at >= self._commit_seconds:
-            self.commit()
+        if self.run is not None:
+            self._checkpoint = self.run.commit_if_due(self.state_dict) or self._checkpoint
         return phase.step(self.learning_rate, scored, len(chunk), epoch=phase.epoch)
 
     def _score(self, chunk: Chunk, phase: Phase) -> Scored:
