@@ -148,8 +148,11 @@ class Commits:
             self._thread.join()
             self._thread = None
         failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # or it would hold this frame, and with it a run that nobody else has any more
 
     def _say_full(self, error: StorageError) -> None:
         """Raises what is no full disk. That is said once, until there was room again."""
