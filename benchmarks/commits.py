@@ -173,7 +173,9 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [float(word) for word in options.megabytes.split(",")]
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+    )
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         header = ["state", "wait least ms", "median", "most", "processor ms", "durable after ms", "interval s", "share"]

@@ -265,7 +265,7 @@ def test_strided_reversed_and_read_only_values_are_packed_by_value(tmp_path: Pat
     "value", [np.array(["text"]), np.array([None]), np.arange(3, dtype=">i4"), torch.zeros(2, dtype=torch.complex128)]
 )
 def test_elements_that_the_file_has_no_type_for_are_refused_by_their_place(tmp_path: Path, value: Any) -> None:
-    with pytest.raises(CheckpointError, match="elements of type .* at 'a.b' in the state"):
+    with pytest.raises(CheckpointError, match=r"elements of type .* at 'a.b' in the state"):
         checkpoint.write(tmp_path, {"a": {"b": value}})
 
 

@@ -23,12 +23,19 @@ from millstream.errors import SettingError, StorageError
 from millstream.lines import Lines
 from millstream.storage import is_full, storage_errors, sync
 
-__all__ = ["Commits", "Seconds"]
+__all__ = ["Commits", "Seconds", "checked"]
 
 Seconds: TypeAlias = float | Literal["auto"]
 
 _LEAST = 1.0  # seconds between two commits that are timed by their cost
 _COSTS, _TIMES = 100, 10  # how often its processor time, and its whole time, fits between it and the next
+
+
+def checked(seconds: Seconds) -> Seconds:
+    """The time between two commits, or why it is none."""
+    if seconds != "auto" and (isinstance(seconds, str) or not 0 <= seconds < math.inf):
+        raise SettingError(got=f"commit_seconds={seconds!r}", wanted='a number, 0 or more, or "auto"', do='use "auto"')
+    return seconds
 
 
 class Commits:
@@ -41,8 +48,6 @@ class Commits:
     """
 
     def __init__(self, folder: Path, lines: Mapping[str, Lines], *, keep: int, seconds: Seconds) -> None:
-        if seconds != "auto" and not 0 <= seconds < math.inf:
-            raise SettingError(got=f"commit_seconds={seconds}", wanted="a number, 0 or more", do='use "auto"')
         self.folder, self._lines, self._keep, self._seconds = folder, lines, keep, seconds
         self.after: list[Callable[[State], None]] = []
         self.newest: Path | None = None  # the last one that is durable

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from millstream import checkpoint
-from millstream.commits import Commits, Seconds
+from millstream.commits import Commits, Seconds, checked
 from millstream.contracts import Event, Rejection, State
 from millstream.errors import CheckpointError, SettingError
 from millstream.lines import Lines
@@ -46,6 +46,7 @@ class Run:
         commit_seconds: Seconds = "auto",
         exact: bool = False,
     ) -> None:
+        seconds = checked(commit_seconds)
         self.folder, self._exact = Path(folder), exact
         self.numerics_changes = 0  # how often the run went on under other numerics
         self.checkpoints = self.folder / "checkpoints"
@@ -69,7 +70,7 @@ class Run:
         with storage_errors(self.folder, do=checkpoint.GO_ON):
             names = ("metrics", "dead_letters", "events")
             self._lines = {name: Lines(self.folder / f"{name}.jsonl", keep=resume) for name in names}
-        self._commits = Commits(self.checkpoints, self._lines, keep=keep, seconds=commit_seconds)
+        self._commits = Commits(self.checkpoints, self._lines, keep=keep, seconds=seconds)
         self.after = self._commits.after
         # A run that is dropped gives its lock back, whether or not anybody closed it.
         self.close = weakref.finalize(self, _close, self._commits, [*self._lines.values()], self._lock)
