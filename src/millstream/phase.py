@@ -7,17 +7,17 @@ one that was begun.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from millstream.contracts import Chunk, Engine, Position, Rejection, State
+from millstream.contracts import Chunk, Engine, Position, State
 from millstream.delay import Delay, LabelDelay, parse_delay
 from millstream.errors import CheckpointError
 from millstream.joining import Joining, LabelJoin
 from millstream.learner import Scored
 from millstream.metrics import Metrics
 from millstream.runs import Run
+from millstream.sources import CachedSource
 
 __all__ = ["Phase", "Step", "Summary", "parse_lateness"]
 
@@ -87,11 +87,18 @@ class Phase:
                 self.by_reference += scored.num_learned
                 self.reason = self.reason or scored.by_reference
 
-    def refuse_import(self, run: Run | None, num_rejected: int, rejected: Sequence[Rejection]) -> None:
-        """Counts and writes down what was refused before the first epoch."""
-        self.rejected = num_rejected
+    def reference(self) -> dict[str, Any]:
+        """What the journal notes when it begins and when it ends: what is read, and where that stands."""
+        stands = {"epoch": self.epoch, "records": self.records, "left": self.left}
+        return {"phase": self.number, "kind": self.kind, "source": self.source, **stands}
+
+    def refuse_import(self, run: Run | None, imported: CachedSource | None) -> None:
+        """Counts and writes down what was refused when a copy was made, before the first epoch."""
+        if imported is None:
+            return
+        self.rejected = imported.num_rejected
         if run is not None:
-            run.reject(rejected, 0)
+            run.reject(imported.rejected, 0)
 
     def refuse(self, run: Run | None, chunk: Chunk, scored: Scored | None, position: int) -> None:
         """Counts and writes down what was refused on arrival, and what was skipped when it was to be learned."""
@@ -173,7 +180,12 @@ class Phase:
         return cls(**{**state, "delay": None if delay is None else kind(**delay)})
 
     def summary(
-        self, engine: Engine, metrics: dict[str, float], test: dict[str, float] | None, checkpoint: Path | None
+        self,
+        engine: Engine,
+        metrics: dict[str, float],
+        test: dict[str, float] | None,
+        checkpoint: Path | None,
+        numerics_changes: int,
     ) -> Summary:
         """What it came to so far."""
         return Summary(
@@ -194,6 +206,7 @@ class Phase:
             metrics=metrics,
             test=test,
             checkpoint=None if checkpoint is None else str(checkpoint),
+            numerics_changes=numerics_changes,
         )
 
     def continue_as(self, asked: Phase) -> None:
@@ -291,6 +304,7 @@ class Summary:
     metrics: dict[str, float]
     test: dict[str, float] | None
     checkpoint: str | None
+    numerics_changes: int = 0  # how often the run was resumed under other versions, threads or processors
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from millstream import engines, evaluation, losses, sources
 from millstream.books import Books
+from millstream.commits import Seconds
 from millstream.contracts import Chunk, Loss, Source, State, Stoppable
 from millstream.controllers import Controller, Count, Plan
 from millstream.delay import LabelDelay
@@ -76,7 +77,7 @@ class Trainer:
         window: int = 1000,
         max_skips: int = 100,
         run: str | Path | None = None,
-        commit_seconds: float = 30.0,
+        commit_seconds: Seconds = "auto",
         report_records: int = 10_000,
         spec: dict[str, Any] | None = None,
     ) -> None:
@@ -102,7 +103,6 @@ class Trainer:
         self._whole = True  # False while a chunk is half done
         self._stop = self._checked = False
         self._checkpoint: Path | None = None
-        self._committed_at = time.monotonic()
         self.run: Run | None = None
         if run is not None:
             self.open(run)
@@ -174,13 +174,12 @@ class Trainer:
         asked.chunk_size = self.learner.engine.chunk_size(size)
         phase = self._enter(source, asked, resume)
         if self.run is not None:
-            source = self.run.recorded(source, phase.before)
+            source = self.run.recorded(source, phase.before, None if resume else phase.reference())
         self._source = source
         if resume:
             sources.check_goes_on(source, phase.position)
-        imported = sources.imported(source)
-        if imported is not None and not resume:
-            phase.refuse_import(self.run, imported.num_rejected, imported.rejected)
+        else:
+            phase.refuse_import(self.run, sources.imported(source))
         self.commit()  # from here on there is something to resume
         try:
             while not (phase.finished or self._stop):
@@ -210,7 +209,8 @@ class Trainer:
             raise SettingError(
                 got="a trainer that has not trained", wanted="a phase to sum up", do="call fit or learn first"
             )
-        return phase.summary(self.learner.engine, self._books.report(), test, self._checkpoint)
+        changes = self.run.numerics_changes if self.run else 0
+        return phase.summary(self.learner.engine, self._books.report(), test, self._checkpoint, changes)
 
     def stop(self) -> None:
         """Asks the loop to end after the chunk that it is at; for signal handlers and other threads."""
@@ -233,16 +233,15 @@ class Trainer:
         if self.run is None:
             return None
         self._checkpoint = self.run.commit(self.state_dict())
-        self._committed_at = time.monotonic()
         return self._checkpoint
 
-    def open(self, run: str | Path, *, resume: bool = False) -> list[str]:
+    def open(self, run: str | Path, *, resume: bool = False, exact: bool = False) -> list[str]:
         """Writes to this run folder from now on. ``resume`` first brings back its newest whole checkpoint.
 
-        Gives warnings: checkpoints that were damaged and passed over, numerics that are not those of before.
+        Gives warnings: damaged checkpoints that were passed over, and other numerics, which ``exact`` refuses.
         """
         self.close()
-        self.run = Run(run, resume=resume)
+        self.run = Run(run, resume=resume, commit_seconds=self._commit_seconds, exact=exact)
         if not resume:
             return []
         state, warnings = self.run.restore()
@@ -343,8 +342,8 @@ class Trainer:
         if self.run is not None:
             self.run.report(*lines)
         self._controller.note_events(self.run)
-        if time.monotonic() - self._committed_at >= self._commit_seconds:
-            self.commit()
+        if self.run is not None:
+            self._checkpoint = self.run.commit_if_due(self.state_dict) or self._checkpoint
         return phase.step(self.learning_rate, scored, len(chunk), epoch=phase.epoch)
 
     def _score(self, chunk: Chunk, phase: Phase) -> Scored:
@@ -397,6 +396,8 @@ class Trainer:
             engines.step_after_epoch(self._per_epoch, (test or self._books.report()).get("loss"))
         if self.run is not None:
             self.run.report(line)
+            if phase.finished:
+                self.run.refer(**phase.reference())
         self._controller.note_events(self.run)
         self.commit()
         return phase.step(self.learning_rate, None, 0, epoch=phase.epoch - 1, validation=test)

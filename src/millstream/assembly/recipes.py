@@ -118,15 +118,15 @@ def build(recipe: Recipe, *, run: str | Path | None = None, **settings: Any) -> 
     )
 
 
-def load(run: str | Path, trainer: Trainer | None = None, **settings: Any) -> Trainer:
+def load(run: str | Path, trainer: Trainer | None = None, *, exact: bool = False, **settings: Any) -> Trainer:
     """The trainer of a run, as its newest whole checkpoint has it, ready to go on in that folder.
 
-    A run of a Python object needs that object: ``trainer``, built as it was then, takes the state in. ``settings`` are
-    those of ``build``.
+    A run of a Python object needs that object: ``trainer``, built as it was then, takes the state in. ``exact``
+    refuses other numerics than those of before; ``settings`` are those of ``build``.
     """
     if trainer is None:
         trainer = build(_recipe(checkpoint.newest(Path(run) / "checkpoints")[0], run), **settings)
-    for warning in trainer.open(run, resume=True):
+    for warning in trainer.open(run, resume=True, exact=exact):
         warnings.warn(warning, stacklevel=2)
     return trainer
 

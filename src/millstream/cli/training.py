@@ -109,7 +109,7 @@ def _prepared(kind: str, options: dict[str, Any], given: set[str]) -> tuple[Trai
     trainer, data = from_object(options, given)
     if trainer.run is not None and not options["run"] and not options["resume"]:
         return trainer, data, trainer.run.folder
-    for warning in trainer.open(folder, resume=options["resume"]):
+    for warning in trainer.open(folder, resume=options["resume"], exact=options["exact"]):
         err.print(f"millstream: {warning}")
     return trainer, data, folder
 
@@ -195,7 +195,7 @@ def _opened(kind: str, options: dict[str, Any], schema: Schema | None) -> Data:
 
 def _resumed(folder: Path, options: dict[str, Any], given: set[str]) -> Trainer:
     """The trainer of a run, whose settings must be those that it began with."""
-    trainer = assembly.load(folder, commit_seconds=options["commit_seconds"])
+    trainer = assembly.load(folder, exact=options["exact"], commit_seconds=options["commit_seconds"])
     assert trainer.spec is not None
     began = Recipe.from_json(trainer.spec)
     for name in OF_A_RECIPE:

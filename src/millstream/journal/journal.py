@@ -98,6 +98,10 @@ class Journal:
         """The first position that is there still."""
         return self._reader.first()
 
+    @property
+    def num_segments(self) -> int:
+        return len(find_segments(self.folder))
+
     def append(self, *drafts: Draft) -> list[Appended]:
         """Makes the drafts durable, all or none, and says where they went. Any thread; callers at once share a commit.
 

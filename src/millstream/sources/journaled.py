@@ -103,7 +103,8 @@ class JournaledSource:
         for chunk in self.upstream.read(reached if self.upstream.can_seek else None, size=size):
             group = self._written(self.upstream, chunk, reached)
             reached = chunk.after
-            self.upstream.acknowledge(reached)
+            if group.kind == "records":  # what is only referred to must stay where it is
+                self.upstream.acknowledge(reached)
             yield from self._pieces(group, chunk, 0, size)
 
     def _pieces(self, group: Group, chunk: Chunk, place: int, size: int) -> Iterator[Chunk]:

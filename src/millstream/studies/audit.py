@@ -95,7 +95,7 @@ def audit(
 
 def _states(folder: Path) -> tuple[list[tuple[str, State]], list[str]]:
     states, left_out = [], []
-    for path in checkpoint.folders(folder / "checkpoints"):
+    for path in checkpoint.kept(folder / "checkpoints"):
         try:
             states.append((path.name, checkpoint.read(path)))
         except CheckpointError as error:
