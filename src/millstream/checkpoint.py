@@ -28,15 +28,17 @@ from millstream.errors import CheckpointError
 from millstream.rows import csr
 from millstream.storage import storage_errors, sync
 
-__all__ = ["GO_ON", "exists", "newest", "read", "write"]
+__all__ = ["GO_ON", "MANIFEST", "exists", "newest", "read", "write"]
 
 FORMAT = 1
 GO_ON = "free some space or allow writing, then go on with --resume: what was committed before is whole"
-_MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "weights.safetensors"
+MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "weights.safetensors"
 
 
-def write(folder: Path, state: State, *, keep: int = 3) -> Path:
+def write(folder: Path, state: State, *, keep: int = 3, name: str | None = None) -> Path:
     """Commits ``state`` as the newest checkpoint in ``folder`` and drops all but the last ``keep``.
+
+    Its name is the next number, or ``name``, of digits; what had this name is replaced, if it is not the same.
 
     Raises ``StorageError`` when the disk does not take it; what was committed before stays as it was.
     """
@@ -44,8 +46,8 @@ def write(folder: Path, state: State, *, keep: int = 3) -> Path:
     tree = _flatten(state, "", tensors, {})
     with storage_errors(folder, do=GO_ON):
         folder.mkdir(parents=True, exist_ok=True)
-        number = max((int(path.name) for path in _folders(folder)), default=-1) + 1
-        temporary, final = folder / f".new-{number:08d}", folder / f"{number:08d}"
+        name = name or f"{max((int(path.name) for path in _folders(folder)), default=-1) + 1:08d}"
+        temporary, final = folder / f".new-{name}", folder / name
         for left_over in folder.glob(".new-*"):  # of a process that was killed while it wrote
             _remove(left_over)
         try:
@@ -55,12 +57,14 @@ def write(folder: Path, state: State, *, keep: int = 3) -> Path:
             _write_manifest(temporary)
             for path in [*temporary.iterdir(), temporary]:
                 sync(path)
-            temporary.rename(final)
-            sync(folder)
-        except BaseException:
+            if not _is_same(temporary, final):
+                if final.exists():
+                    _remove(final)
+                temporary.rename(final)
+                sync(folder)
+        finally:
             _remove(temporary)
-            raise
-        for path in sorted(_folders(folder))[:-keep]:
+        for path in sorted(_folders(folder), key=_number)[:-keep]:
             _remove(path)
     return final
 
@@ -88,7 +92,7 @@ def exists(folder: Path) -> bool:
 def newest(folder: Path) -> tuple[State, Path, list[str]]:
     """The state of the newest whole checkpoint, where it is, and what was wrong with those that were passed over."""
     problems: list[str] = []
-    for path in sorted(_folders(folder), reverse=True):
+    for path in sorted(_folders(folder), key=_number, reverse=True):
         try:
             return read(path), path, problems
         except CheckpointError as error:
@@ -104,9 +108,22 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()] if folder.is_dir() else []
 
 
+def _is_same(made: Path, there: Path) -> bool:
+    """Whether what is there already is whole, and what was made now."""
+    try:
+        _verify(there)
+        return (made / MANIFEST).read_bytes() == (there / MANIFEST).read_bytes()
+    except (CheckpointError, OSError):
+        return False
+
+
+def _number(path: Path) -> int:
+    return int(path.name)
+
+
 def _remove(path: Path) -> None:
     """Takes the manifest away first: a half-deleted checkpoint must not look whole."""
-    (path / _MANIFEST).unlink(missing_ok=True)
+    (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -119,7 +136,7 @@ def _write_manifest(folder: Path) -> None:
     files = {n: {"bytes": (folder / n).stat().st_size, "sha256": _digest(folder / n)} for n in (_TENSORS, _STATE)}
     body = {"format": FORMAT, "files": files}
     text = json.dumps({**body, "sha256": _self_digest(body)}, indent=1)
-    (folder / _MANIFEST).write_text(text, encoding="utf-8")
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def _self_digest(body: dict[str, Any]) -> str:
@@ -128,7 +145,7 @@ def _self_digest(body: dict[str, Any]) -> str:
 
 def _verify(folder: Path) -> None:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sealed = manifest.pop("sha256") == _self_digest(manifest)
         if sealed and manifest["format"] != FORMAT:
             raise CheckpointError(

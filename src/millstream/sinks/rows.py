@@ -14,7 +14,7 @@ Shapes: N records, C classes, K numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from millstream.errors import DataError
 
 __all__ = ["label_rows", "outcome_rows"]
 
-_Ids = Sequence[str | None] | pa.Array | None
+_Ids: TypeAlias = "Sequence[str | None] | pa.Array | None"
 
 
 def outcome_rows(
