@@ -183,22 +183,20 @@ def test_a_replica_answers_as_the_trainer_did(changes: dict[str, Any], tmp_path:
 
 
 def test_a_replica_of_a_python_object_needs_it(tmp_path: Path) -> None:
-    def made() -> Trainer:
-        model = nn.Linear(3, 2)
-        return Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.1))
+    def made(model: nn.Module) -> Trainer:
+        return Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.1), engine="reference")
 
-    trainer, data = made(), (torch.randn(300, 3), torch.randint(2, (300,)))
+    trainer, data = made(nn.Linear(3, 2)), (torch.randn(300, 3), torch.randint(2, (300,)))
     learn(trainer, data, Publisher(tmp_path, every=100))
     with pytest.raises(CheckpointError, match="give the trainer as well"):
         follow(tmp_path)
-    other = made()
+    other = made(nn.Linear(3, 2))
     before = other.predict(data)
     replica = follow(tmp_path, other)
     assert torch.equal(replica.predict(data), trainer.predict(data))
     assert torch.equal(other.predict(data), before)
-    model = nn.Linear(4, 2)
     with pytest.raises(CheckpointError, match="another model"):
-        follow(tmp_path, Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.1)))
+        follow(tmp_path, made(nn.Linear(4, 2)))
 
 
 def test_a_run_that_resumes_publishes_the_same(tmp_path: Path) -> None:

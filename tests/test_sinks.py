@@ -472,7 +472,7 @@ def test_a_broker_that_goes_away_or_forgets_is_a_storage_error() -> None:
     try:
         other.url("gone")
         again = sinks.KafkaSink(url, timeout_seconds=3)
-        with pytest.raises(StorageError, match="without the messages from|nothing to read"):
+        with pytest.raises(StorageError, match=r"without the messages from|nothing to read"):
             again.restore(state)
         with pytest.raises(CheckpointError, match="the same topic"):
             sinks.KafkaSink(other.url("else")).restore(state)

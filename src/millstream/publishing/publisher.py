@@ -35,7 +35,7 @@ class Publisher:
     >>> from torch import nn
     >>> from millstream.trainer import Trainer
     >>> model, folder = nn.Linear(3, 2), Path(tempfile.mkdtemp())
-    >>> trainer = Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.1))
+    >>> trainer = Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.1), engine="reference")
     >>> _ = trainer.learn((torch.randn(200, 3), torch.randint(2, (200,))))
     >>> Publisher(folder, every=100).after_chunk(trainer.learner, trainer.metrics, 200)
     ()
