@@ -32,11 +32,25 @@ from millstream.packing import Array, Block, pack, write_pieces
 from millstream.rows import csr
 from millstream.storage import storage_errors, sync
 
-__all__ = ["GO_ON", "Block", "Snapshot", "drop_after", "exists", "kept", "newest", "read", "store", "take", "verify", "write"]
+__all__ = [
+    "GO_ON",
+    "MANIFEST",
+    "Block",
+    "Snapshot",
+    "drop_after",
+    "exists",
+    "kept",
+    "newest",
+    "read",
+    "store",
+    "take",
+    "verify",
+    "write",
+]
 
 FORMAT = 1
 GO_ON = "free some space or allow writing, then go on with --resume: what was committed before is whole"
-_MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "weights.safetensors"
+MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "weights.safetensors"
 _FILES = _TENSORS, _STATE  # those that the manifest speaks of
 _MALFORMED = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
 
@@ -56,34 +70,40 @@ def take(state: State, block: Block) -> Snapshot:
     return Snapshot(tree, *pack(tensors, block))
 
 
-def write(folder: Path, state: State, *, keep: int = 3) -> Path:
+def write(folder: Path, state: State, *, keep: int = 3, name: str | None = None) -> Path:
     """Commits ``state`` as the newest checkpoint in ``folder`` and drops all but the last ``keep``.
+
+    Its name is the next number, or ``name``, of digits; what had this name is replaced, if it is not the same.
 
     Raises ``StorageError`` when the disk does not take it; what was committed before stays as it was.
     """
-    return store(folder, take(state, Block()), keep=keep)
+    return store(folder, take(state, Block()), keep=keep, name=name)
 
 
-def store(folder: Path, snapshot: Snapshot, *, keep: int = 3, sync: Callable[[Path], None] = sync) -> Path:
+def store(
+    folder: Path, snapshot: Snapshot, *, keep: int = 3, name: str | None = None, sync: Callable[[Path], None] = sync
+) -> Path:
     """``write`` of a snapshot; ``sync`` makes a file or the names in a folder durable, or raises an ``OSError``."""
     with storage_errors(folder, do=GO_ON):
         folder.mkdir(parents=True, exist_ok=True)
         before = kept(folder)
-        number = int(before[-1].name) + 1 if before else 0
-        temporary, final = folder / f".new-{number:08d}", folder / f"{number:08d}"
+        name = name or f"{int(before[-1].name) + 1 if before else 0:08d}"
+        temporary, final = folder / f".new-{name}", folder / name
         for left_over in folder.glob(".new-*"):  # of a process that was killed while it wrote
             _remove(left_over)
         try:
             temporary.mkdir()
             _fill(temporary, snapshot)
-            for path in [*(temporary / name for name in _FILES), temporary / _MANIFEST, temporary]:
+            for path in [*(temporary / file for file in _FILES), temporary / MANIFEST, temporary]:
                 sync(path)
-            temporary.rename(final)
-            sync(folder)
-        except BaseException:
+            if not _is_same(temporary, final):
+                if final.exists():
+                    _remove(final)
+                temporary.rename(final)
+                sync(folder)
+        finally:
             _remove(temporary)
-            raise
-        for path in [*before, final][:-keep]:
+        for path in kept(folder)[:-keep]:
             _remove(path)
     return final
 
@@ -110,7 +130,7 @@ def verify(path: Path) -> State:
     Raises ``CheckpointError`` when it is damaged or is none.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         sealed = manifest.pop("sha256") == _self_digest(manifest)
         if sealed and manifest["format"] != FORMAT:
             raise CheckpointError(
@@ -167,9 +187,18 @@ def drop_after(folder: Path, number: str) -> None:
     sync(folder)
 
 
+def _is_same(made: Path, there: Path) -> bool:
+    """Whether what is there already is whole, and what was made now."""
+    try:
+        verify(there)
+        return (made / MANIFEST).read_bytes() == (there / MANIFEST).read_bytes()
+    except (CheckpointError, OSError):
+        return False
+
+
 def _remove(path: Path) -> None:
     """Takes the manifest away first: a half-deleted checkpoint must not look whole."""
-    (path / _MANIFEST).unlink(missing_ok=True)
+    (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -179,7 +208,7 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
     weights = write_pieces(folder / _TENSORS, [snapshot.header, snapshot.data])
     body = {"format": FORMAT, "files": {_TENSORS: weights, _STATE: write_pieces(folder / _STATE, [text])}}
     sealed = json.dumps({**body, "sha256": _self_digest(body)}, indent=1)
-    write_pieces(folder / _MANIFEST, [sealed.encode()])
+    write_pieces(folder / MANIFEST, [sealed.encode()])
 
 
 def _self_digest(body: dict[str, Any]) -> str:

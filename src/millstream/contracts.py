@@ -35,6 +35,7 @@ __all__ = [
     "Position",
     "Questions",
     "Rejection",
+    "Sink",
     "Source",
     "State",
     "Stateful",
@@ -314,6 +315,29 @@ class Stoppable(Protocol):
     """A source that may wait for records. ``stop`` ends its reading after what has arrived, from any thread."""
 
     def stop(self) -> None: ...
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Where outcomes go, each once, whatever is killed: see ``sinks.outcome_rows`` for the columns of a row.
+
+    Rows are numbered as they are written. A run that resumes writes the same rows again from its last commit on, so
+    whatever a sink holds beyond ``commit`` is either taken back by ``restore`` or not written a second time.
+    """
+
+    def write(self, outcomes: pa.RecordBatch) -> None: ...
+
+    def commit(self) -> State:
+        """Makes all rows so far durable; what it gives (JSON) belongs into the checkpoint that is written next."""
+        ...
+
+    def restore(self, state: State | None) -> None:
+        """Back to what a checkpoint knew, before the first ``write``. None: it knew of no rows."""
+        ...
+
+    def close(self) -> None:
+        """Gives files and connections back. What was not committed may be lost; a resumed run writes it again."""
+        ...
 
 
 class Engine(Protocol):

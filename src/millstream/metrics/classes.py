@@ -5,7 +5,7 @@ Shapes: N records, C classes, R ranked classes (1 for two classes, C for up to 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -165,6 +165,18 @@ class ClassMeasures:
             return None
         hits = int(np.count_nonzero(ring["target"] == ring["predicted"]))
         return hits / size, int(np.count_nonzero(ring["no_change_hit"])) / size
+
+    def window_values(self, name: str) -> npt.NDArray[np.float64] | None:
+        """Of each record of the window its loss, or whether it, or a baseline, was right."""
+        ring = self._ring
+        values: dict[str, Callable[[], npt.NDArray[Any]]] = {
+            "accuracy": lambda: ring["target"] == ring["predicted"],
+            "no_change_accuracy": lambda: ring["no_change_hit"],
+            "majority_accuracy": lambda: ring["majority_hit"],
+            "log_loss": lambda: -ring["true_log_probability"],
+            "loss": lambda: ring["loss"],
+        }
+        return values[name]().astype(np.float64) if name in values else None
 
     def _logits(self, outputs: Tensor) -> npt.NDArray[Any]:
         logits = as_array(outputs)

@@ -49,6 +49,10 @@ class LossMeasures:
         """The mean loss over the window, without a baseline; None before the first record."""
         return (float(np.mean(self._ring["loss"])), None) if len(self._ring) else None
 
+    def window_values(self, name: str) -> npt.NDArray[np.float64] | None:
+        """The losses of the window's records."""
+        return self._ring["loss"].copy() if name == "loss" else None
+
     def state_dict(self) -> State:
         return {"counts": self._counts.copy(), "sum": self._sum.state_dict(), "ring": self._ring.state_dict()}
 

@@ -157,6 +157,16 @@ class NumberMeasures:
         baseline = float(np.mean(np.abs(change))) if change.size else None
         return float(np.mean(np.abs(self._ring["error"]))), baseline
 
+    def window_values(self, name: str) -> npt.NDArray[np.float64] | None:
+        """Of each record of the window its loss, or its absolute error, or that of a baseline."""
+        columns = {"mae": "error", "no_change_mae": "no_change_error", "mean_mae": "mean_error"}
+        if name == "loss":
+            return self._ring["loss"].copy()
+        if name not in columns:
+            return None
+        values: npt.NDArray[np.float64] = np.mean(np.abs(self._ring[columns[name]]), axis=0)
+        return values
+
     def _columns(self, tensor: Tensor) -> npt.NDArray[np.float64]:
         """(N,) or (N, K) numbers as contiguous (K, N)."""
         num_outputs, num_records = len(self._known_sum), tensor.shape[0]

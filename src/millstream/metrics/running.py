@@ -45,6 +45,7 @@ class Measures(Protocol):
     ) -> None: ...
     def report(self) -> dict[str, float | None]: ...
     def window_headline(self) -> tuple[float, float | None] | None: ...
+    def window_values(self, name: str) -> npt.NDArray[np.float64] | None: ...
     def state_dict(self) -> State: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
@@ -151,6 +152,19 @@ class Metrics:
         """The headline over the window and its baseline, if it has one; None before the first record. Cheap."""
         self._fold()
         return self._measures.window_headline()
+
+    def window_values(self, name: str) -> npt.NDArray[np.float64] | None:
+        """What the mean of a measure over the window is taken of, a value for each record; None if it is no such mean.
+
+        Measures of one window are in the same order; NaN where a baseline knew nothing.
+
+        >>> metrics = Metrics("number", 1)
+        >>> metrics.update(torch.tensor([2.0, 2.0]), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+        >>> metrics.window_values("mae")
+        array([1., 0.])
+        """
+        self._fold()
+        return self._measures.window_values(name)
 
     def state_dict(self) -> State:
         """Everything that the next record adds to, the window included."""
