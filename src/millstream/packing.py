@@ -1,8 +1,8 @@
 """Tensors in one block of memory that is used again, laid out as a safetensors file, and such files written.
 
-The library's own ``save_file`` needs the tensors until the file is written, and keeps other Python threads waiting
-meanwhile. Here a copy into memory that is there already is all that the tensors are needed for; writing the copy and
-hashing it lets other threads run. Files are read by the library.
+The library's own ``save_file`` needs the tensors until the file is written, which must then be read again for a hash.
+Here a copy into memory that is there already is all that the tensors are needed for; writing the copy and hashing it
+are one pass, piece by piece, that lets other threads run. Files are read by the library.
 
     8 bytes   length of the header, little-endian
     header    JSON: {name: {"dtype", "shape", "data_offsets"}}, padded with spaces to a multiple of 8
