@@ -150,7 +150,7 @@ class Journal:
     def erase(self, positions: Iterable[int]) -> int:
         """Makes holes of these records and refused records, for good; how many were there.
 
-        Their digests stay, so that the chain holds, and say nothing without the salts, which go. A decision says what went.
+        Their digests stay, so that the chain holds, and say nothing without the salts, which go. A decision names them.
         """
         wanted = sorted(set(positions))
         if wanted and not 0 <= wanted[0] <= wanted[-1] < self._head.position:

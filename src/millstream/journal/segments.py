@@ -22,7 +22,7 @@ from typing import Any
 import apsw
 import pyarrow as pa
 
-from millstream.errors import MissingPackageError, StorageError
+from millstream.errors import MillstreamError, MissingPackageError, StorageError
 from millstream.journal.groups import Head
 from millstream.journal.rows import Row
 from millstream.storage import storage_errors, sync
@@ -75,6 +75,8 @@ def journal_errors(path: Path, do: str = RESTORE) -> Iterator[None]:
     try:
         with storage_errors(path, do=do, wanted="a journal that can be read and written"):
             yield
+    except MillstreamError:
+        raise
     except apsw.FullError as error:
         raise StorageError(
             got=f"a full disk at {path}", wanted="room for the journal", do="make room; nothing was lost"
