@@ -96,7 +96,7 @@ def test_a_shorter_journal_names_what_is_lost_and_the_loss_can_be_accepted(tmp_p
     assert (facts["first"], facts["end"]) == (30, 36)
     with Journal(folder) as journal:
         assert journal.head.position == 36
-        assert list(journal.read(35))[0].facts["what"] == "accepted loss"
+        assert next(journal.read(35)).facts["what"] == "accepted loss"
         journal.append(Draft(pa.record_batch({"n": [1], "text": ["new"]})))
         assert journal.verify().is_sound
     assert accept_loss(folder) == {}

@@ -213,7 +213,7 @@ class Journal:
         self._head = self._walk(marked)
         self._seen = Seen(self._window)
         self._recall()
-        self._num_bytes = self._segment.num_bytes()
+        self._num_bytes = self._segment.num_bytes
 
     def _walk(self, marked: Head) -> Head:
         """The end, every group from the mark to there checked."""

@@ -29,9 +29,9 @@ __all__ = ["accept_loss"]
 def accept_loss(folder: str | Path, head: Head | Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Gives up what a damaged journal has lost, up to its mark and to ``head`` if a checkpoint knows more.
 
-    Damaged records become holes where their group can still be linked; else all from the first damaged group of the
-    last segment on is given up. Returns the facts of the decision that says so; empty if nothing was lost. Damage within an
-    earlier segment that leaves no link is a ``StorageError``: only a copy helps.
+    Damaged records become holes where their group can still be linked; else all from the first damaged group of
+    the last segment on is given up. Returns the facts of the decision that says so; empty if nothing was lost. Damage within
+    an earlier segment that leaves no link is a ``StorageError``: only a copy helps.
     """
     path = Path(folder)
     wanted = head if head is None or isinstance(head, Head) else Head.from_json(head)
@@ -138,7 +138,7 @@ def _cut(folder: Path, end: Head) -> None:
             rows += old.rows(number, num_bytes=1)[:1]
             number = rows[-1].number + 1
         old.schemas(rows)
-        contents = old.schema_contents()
+        contents = old.schema_contents
     finally:
         old.close()
     for ending in ("", "-wal", "-shm"):

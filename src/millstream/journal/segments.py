@@ -196,7 +196,7 @@ class Segment:
 
     def number_at(self, position: int) -> int:
         """The number of the first group that holds ``position`` or begins there."""
-        low, high = self.place.number, self.last_number() + 1
+        low, high = self.place.number, self._last_number() + 1
         while low < high:  # numbers and positions rise together
             middle = (low + high) // 2
             found = self.connection.execute(
@@ -217,7 +217,7 @@ class Segment:
             )
         )
 
-    def last_number(self) -> int:
+    def _last_number(self) -> int:
         """The number of the last group; one less than the first when there is none."""
         found = self.connection.execute("SELECT max(number) FROM groups").fetchone()
         return self.place.number - 1 if found is None or found[0] is None else int(found[0])
@@ -231,9 +231,11 @@ class Segment:
             self.know(digest, found[0])
         return self._schemas
 
+    @property
     def schema_contents(self) -> dict[bytes, bytes]:
         return dict(self.connection.execute("SELECT digest, content FROM schemas"))
 
+    @property
     def integrity(self) -> list[str]:
         """What SQLite finds wrong with its own structure."""
         lines = [str(line) for (line,) in self.connection.execute("PRAGMA integrity_check(5)")]
@@ -256,6 +258,7 @@ class Segment:
         self.connection.wal_checkpoint(mode=mode)
         self.log_pages = 0
 
+    @property
     def num_bytes(self) -> int:
         return int(self.connection.pragma("page_count")) * int(self.connection.pragma("page_size"))
 
