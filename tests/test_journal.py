@@ -200,7 +200,7 @@ def test_a_journal_is_a_list_that_lasts() -> None:
     run_state_machine_as_test(
         AsAList,
         settings=settings(
-            max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=10, stateful_step_count=10, deadline=None, suppress_health_check=[HealthCheck.too_slow]
         ),
     )
 

@@ -30,7 +30,7 @@ def accept_loss(folder: str | Path, head: Head | Mapping[str, Any] | None = None
     """Gives up what a damaged journal has lost, up to its mark and to ``head`` if a checkpoint knows more.
 
     Damaged records become holes where their group can still be linked; else all from the first damaged group of
-    the last segment on is given up. Returns the facts of the decision that says so; empty if nothing was lost. Damage within
+    the last segment on is given up. Returns the facts of the decision that says so, or none. Damage in
     an earlier segment that leaves no link is a ``StorageError``: only a copy helps.
     """
     path = Path(folder)
