@@ -1,7 +1,7 @@
 """What was appended before: by producer and sequence, or by event id within the last records.
 
-A transaction looks at a ``Staged`` view, which is taken over when it is durable and dropped when it is not. Ids are kept
-as 16 bytes of BLAKE2b under a secret of the journal. This file knows neither files nor records.
+A transaction looks at a ``Staged`` view, which is taken over when it is durable and dropped when it is not. Ids are
+kept as 16 bytes of BLAKE2b under a secret of the journal. This file knows neither files nor records.
 
 Shapes: K ids.
 """

@@ -154,7 +154,7 @@ class Journal:
     def erase(self, positions: Iterable[int]) -> int:
         """Makes holes of these records and refused records, for good; how many were there.
 
-        Their digests stay, so that the chain holds, and say nothing without the salts, which go. A decision says what went.
+        Their digests stay, so that the chain holds, and say nothing without the salts, which go. A decision names them.
         """
         wanted = sorted(set(positions))
         if wanted and not 0 <= wanted[0] <= wanted[-1] < self._head.position:
@@ -217,7 +217,7 @@ class Journal:
         self._head = self._walk(marked)
         self._seen = Seen(self._window)
         self._recall()
-        self._num_bytes = self._segment.num_bytes()
+        self._num_bytes = self._segment.num_bytes
 
     def _walk(self, marked: Head) -> Head:
         """The end, every group from the mark to there checked."""

@@ -1,7 +1,7 @@
 """What an operator does about a damaged journal that has no copy: says, in the journal itself, what is given up.
 
-Positions are never given out twice: what is lost becomes holes, in a decision that spans them. Records that are readable
-stay. This file knows folders, segments and rows.
+Positions are never given out twice: what is lost becomes holes, in a decision that spans them. Records that are
+readable stay. This file knows folders, segments and rows.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = ["accept_loss"]
 def accept_loss(folder: str | Path, head: Head | Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Gives up what a damaged journal has lost, up to its mark and to ``head`` if a checkpoint knows more.
 
-    Damaged records become holes where their group can still be linked; else all from the first damaged group of the last
-    segment on is given up. Returns the facts of the decision that says so; empty if nothing was lost. Damage within an
-    earlier segment that leaves no link is a ``StorageError``: only a copy helps.
+    Damaged records become holes where their group can still be linked; else all from the first damaged group of
+    the last segment on is given up. Returns the facts of the decision that says so, or none. Damage in
+    an earlier segment that leaves no link is a ``StorageError``: only a copy helps.
     """
     path = Path(folder)
     wanted = head if head is None or isinstance(head, Head) else Head.from_json(head)
@@ -138,7 +138,7 @@ def _cut(folder: Path, end: Head) -> None:
             rows += old.rows(number, num_bytes=1)[:1]
             number = rows[-1].number + 1
         old.schemas(rows)
-        contents = old.schema_contents()
+        contents = old.schema_contents
     finally:
         old.close()
     for ending in ("", "-wal", "-shm"):

@@ -116,8 +116,8 @@ class Walker:
         self.folder, self._is_only = folder, only  # this segment only
         with journal_errors(folder):
             places = find_segments(folder)
-            place = _place_of(places, number - 1)
-            if place is None:
+            place = _place_of(places, number)
+            if place is None or number < place.number:
                 raise _forgotten(number, places[0].number, folder, "group")
             self.segment = Segment(place)
             row = self.segment.row_before(number)

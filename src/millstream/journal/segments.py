@@ -22,7 +22,7 @@ from typing import Any
 import apsw
 import pyarrow as pa
 
-from millstream.errors import MissingPackageError, StorageError
+from millstream.errors import MillstreamError, MissingPackageError, StorageError
 from millstream.journal.groups import Head
 from millstream.journal.rows import Row
 from millstream.storage import storage_errors, sync
@@ -75,6 +75,8 @@ def journal_errors(path: Path, do: str = RESTORE) -> Iterator[None]:
     try:
         with storage_errors(path, do=do, wanted="a journal that can be read and written"):
             yield
+    except MillstreamError:
+        raise
     except apsw.FullError as error:
         raise StorageError(
             got=f"a full disk at {path}", wanted="room for the journal", do="make room; nothing was lost"
@@ -194,7 +196,7 @@ class Segment:
 
     def number_at(self, position: int) -> int:
         """The number of the first group that holds ``position`` or begins there."""
-        low, high = self.place.number, self.last_number() + 1
+        low, high = self.place.number, self._last_number() + 1
         while low < high:  # numbers and positions rise together
             middle = (low + high) // 2
             found = self.connection.execute(
@@ -215,7 +217,7 @@ class Segment:
             )
         )
 
-    def last_number(self) -> int:
+    def _last_number(self) -> int:
         """The number of the last group; one less than the first when there is none."""
         found = self.connection.execute("SELECT max(number) FROM groups").fetchone()
         return self.place.number - 1 if found is None or found[0] is None else int(found[0])
@@ -229,9 +231,11 @@ class Segment:
             self.know(digest, found[0])
         return self._schemas
 
+    @property
     def schema_contents(self) -> dict[bytes, bytes]:
         return dict(self.connection.execute("SELECT digest, content FROM schemas"))
 
+    @property
     def integrity(self) -> list[str]:
         """What SQLite finds wrong with its own structure."""
         lines = [str(line) for (line,) in self.connection.execute("PRAGMA integrity_check(5)")]
@@ -254,6 +258,7 @@ class Segment:
         self.connection.wal_checkpoint(mode=mode)
         self.log_pages = 0
 
+    @property
     def num_bytes(self) -> int:
         return int(self.connection.pragma("page_count")) * int(self.connection.pragma("page_size"))
 

@@ -62,7 +62,7 @@ def verify(folder: str | Path) -> Verified:
             walker = Walker(path, place.number, only=True)
             try:
                 with journal_errors(place.path):
-                    problems += [f"{line} in {place.path}" for line in walker.segment.integrity()]
+                    problems += [f"{line} in {place.path}" for line in walker.segment.integrity]
                 if head is not None and walker.head != head:
                     problems.append(f"a segment that does not go on where the one before ends: {place.path}")
                 while rows := walker.fetch():
