@@ -257,6 +257,7 @@ DOCUMENT = (Path(__file__).parent.parent / "docs" / "commands.md").read_text(enc
 
 def test_mistakes_are_said_in_a_line(both: Path) -> None:
     assert "no whole checkpoint in nothing" in refusal(run("report", "nothing"))
-    assert "Is a directory" in refusal(run("report", both, "-o", "."))
+    Path("page.html").mkdir()
+    assert "page.html" in refusal(run("report", both, "-o", "page.html"))
     with pytest.raises(StorageError, match="name another place"):
         run_page.write(history(both), Path())
