@@ -357,11 +357,10 @@ AROUND: list[dict[str, Any]] = [
 
 
 def turned(target: Target, num: int) -> list[Event]:
-    """Records whose world turns in the middle, for detectors to see."""
-    records = flow(target, num)
+    """Records whose labels are chance from the middle on, for detectors to see."""
+    draw, records = np.random.default_rng(1), flow(target, num)
     for record in records[num // 2 :]:
-        old = record["y"]
-        record["y"] = 30 - 5 * old if target is NUMBER else {"no": "yes", "yes": "maybe", "maybe": "no"}[old]
+        record["y"] = float(draw.normal(0, 40)) if target is NUMBER else str(draw.choice(CLASSES.classes))
     return records
 
 
@@ -550,13 +549,28 @@ def test_the_command_line_joins_and_counts(folder: Path) -> None:
     assert [letter["where"] for letter in letters] == ["clicks.csv:6", "clicks.csv:7", "clicks.csv:10"]
     assert "id '7', which nobody has asked" in letters[0]["reason"] and "no id" in letters[1]["reason"]
     assert "after its time was up" in letters[2]["reason"]
-    piped = run(*["-" if w == "clicks.csv" else w for w in words], "--time", "time", "--run", "pipe", stdin=CLICKS.encode()).json
+    piped = run(
+        *["-" if w == "clicks.csv" else w for w in words], "--time", "time", "--run", "pipe", stdin=CLICKS.encode()
+    ).json
     assert piped["labels"]["answered"] == 3 and piped["labels"]["open"] == 1
 
 
 def test_a_stream_that_was_killed_goes_on_with_its_open_questions(folder: Path) -> None:
     events = later(flow(CLASSES, 600), 40)
-    words = ["--model", "linear", "--engine", "reference", "--target", "y", "--id", "id", "--label-delay", "join", "--column=t=ignore", "--json"]
+    words = [
+        "--model",
+        "linear",
+        "--engine",
+        "reference",
+        "--target",
+        "y",
+        "--id",
+        "id",
+        "--label-delay",
+        "join",
+        "--column=t=ignore",
+        "--json",
+    ]
     lines = [json.dumps(event).encode() + b"\n" for event in events]
     whole = run("learn", "-", *words, "--run", "whole", stdin=b"".join(lines)).json
     run("learn", "-", *words, "--run", "cut", stdin=b"".join(lines[:700]))
