@@ -367,13 +367,13 @@ def turned(target: Target, num: int) -> list[Event]:
 @pytest.mark.parametrize("target", [CLASSES, NUMBER], ids=["class", "number"])
 def test_a_detector_sees_true_losses_only_when_labels_come(target: Target) -> None:
     """The alarm is that of labels that are late by as much; no question is an error before its label is known."""
-    records, alarms = turned(target, 3000), []
+    records, alarms = turned(target, 1600), []
     for events, late in ((records, 20), (later(records, 20), "join")):
         trainer = trainer_of(target, drift="adwin:none")
-        steps = trainer.steps(CutSource(events, target, [1000]), label_delay=late)
+        steps = trainer.steps(CutSource(events, target, [500]), label_delay=late)
         found = [event for step in steps if step.scored for event in step.scored.events]
         alarms.append([(event.what, event.position) for event in found if event.what == "drift"])
-    assert alarms[0] == alarms[1] and any(1500 < position < 3000 for _, position in alarms[0]), alarms
+    assert alarms[0] == alarms[1] and any(800 < position < 1600 for _, position in alarms[0]), alarms
 
 
 @pytest.mark.parametrize("around", AROUND, ids=lambda around: "+".join(map(str, around)) or "plain")
@@ -593,3 +593,13 @@ def test_a_stream_that_was_killed_goes_on_with_its_open_questions(folder: Path) 
 def test_options_that_do_not_fit_are_one_line(folder: Path, words: list[str], message: str) -> None:
     Path("clicks.csv").write_text(CLICKS)
     assert message in refusal(run("learn", "clicks.csv", "--model", "linear", "--target", "clicked", *words))
+
+
+@pytest.mark.parametrize("target", [CLASSES, NUMBER], ids=["class", "number"])
+def test_a_step_has_the_predictions_of_its_questions_before_their_labels_come(target: Target) -> None:
+    records = flow(target, 60)
+    plain, joined = trainer_of(target), trainer_of(target)
+    want = [step.scored for step in plain.steps(CutSource(records, target, []), label_delay=8) if step.scored]
+    found = [s.scored for s in joined.steps(CutSource(later(records, 8), target, [31]), label_delay="join") if s.scored]
+    predicted = torch.cat([scored.predicted for scored in found if scored.predicted is not None])
+    assert torch.allclose(predicted, torch.cat([scored.outputs for scored in want]), rtol=1e-9)
