@@ -357,24 +357,23 @@ AROUND: list[dict[str, Any]] = [
 
 
 def turned(target: Target, num: int) -> list[Event]:
-    """Records whose world turns in the middle, for detectors to see."""
-    records = flow(target, num)
+    """Records whose labels are chance from the middle on, for detectors to see."""
+    draw, records = np.random.default_rng(1), flow(target, num)
     for record in records[num // 2 :]:
-        old = record["y"]
-        record["y"] = 30 - 5 * old if target is NUMBER else {"no": "yes", "yes": "maybe", "maybe": "no"}[old]
+        record["y"] = float(draw.normal(0, 40)) if target is NUMBER else str(draw.choice(CLASSES.classes))
     return records
 
 
 @pytest.mark.parametrize("target", [CLASSES, NUMBER], ids=["class", "number"])
 def test_a_detector_sees_true_losses_only_when_labels_come(target: Target) -> None:
     """The alarm is that of labels that are late by as much; no question is an error before its label is known."""
-    records, alarms = turned(target, 3000), []
+    records, alarms = turned(target, 1600), []
     for events, late in ((records, 20), (later(records, 20), "join")):
         trainer = trainer_of(target, drift="adwin:none")
-        steps = trainer.steps(CutSource(events, target, [1000]), label_delay=late)
+        steps = trainer.steps(CutSource(events, target, [500]), label_delay=late)
         found = [event for step in steps if step.scored for event in step.scored.events]
         alarms.append([(event.what, event.position) for event in found if event.what == "drift"])
-    assert alarms[0] == alarms[1] and any(1500 < position < 3000 for _, position in alarms[0]), alarms
+    assert alarms[0] == alarms[1] and any(800 < position < 1600 for _, position in alarms[0]), alarms
 
 
 @pytest.mark.parametrize("around", AROUND, ids=lambda around: "+".join(map(str, around)) or "plain")
@@ -550,13 +549,28 @@ def test_the_command_line_joins_and_counts(folder: Path) -> None:
     assert [letter["where"] for letter in letters] == ["clicks.csv:6", "clicks.csv:7", "clicks.csv:10"]
     assert "id '7', which nobody has asked" in letters[0]["reason"] and "no id" in letters[1]["reason"]
     assert "after its time was up" in letters[2]["reason"]
-    piped = run(*["-" if w == "clicks.csv" else w for w in words], "--time", "time", "--run", "pipe", stdin=CLICKS.encode()).json
+    piped = run(
+        *["-" if w == "clicks.csv" else w for w in words], "--time", "time", "--run", "pipe", stdin=CLICKS.encode()
+    ).json
     assert piped["labels"]["answered"] == 3 and piped["labels"]["open"] == 1
 
 
 def test_a_stream_that_was_killed_goes_on_with_its_open_questions(folder: Path) -> None:
     events = later(flow(CLASSES, 600), 40)
-    words = ["--model", "linear", "--engine", "reference", "--target", "y", "--id", "id", "--label-delay", "join", "--column=t=ignore", "--json"]
+    words = [
+        "--model",
+        "linear",
+        "--engine",
+        "reference",
+        "--target",
+        "y",
+        "--id",
+        "id",
+        "--label-delay",
+        "join",
+        "--column=t=ignore",
+        "--json",
+    ]
     lines = [json.dumps(event).encode() + b"\n" for event in events]
     whole = run("learn", "-", *words, "--run", "whole", stdin=b"".join(lines)).json
     run("learn", "-", *words, "--run", "cut", stdin=b"".join(lines[:700]))
@@ -579,3 +593,13 @@ def test_a_stream_that_was_killed_goes_on_with_its_open_questions(folder: Path) 
 def test_options_that_do_not_fit_are_one_line(folder: Path, words: list[str], message: str) -> None:
     Path("clicks.csv").write_text(CLICKS)
     assert message in refusal(run("learn", "clicks.csv", "--model", "linear", "--target", "clicked", *words))
+
+
+@pytest.mark.parametrize("target", [CLASSES, NUMBER], ids=["class", "number"])
+def test_a_step_has_the_predictions_of_its_questions_before_their_labels_come(target: Target) -> None:
+    records = flow(target, 60)
+    plain, joined = trainer_of(target), trainer_of(target)
+    want = [step.scored for step in plain.steps(CutSource(records, target, []), label_delay=8) if step.scored]
+    found = [s.scored for s in joined.steps(CutSource(later(records, 8), target, [31]), label_delay="join") if s.scored]
+    predicted = torch.cat([scored.predicted for scored in found if scored.predicted is not None])
+    assert torch.allclose(predicted, torch.cat([scored.outputs for scored in want]), rtol=1e-9)

@@ -291,6 +291,8 @@ class LabelJoin:
         plan, num = self._plan, len(questions)
         assert num == len(plan.asked), "events are admitted before they are learned"
         asked = _slots(plan.asked)
+        questions.numbers = np.arange(self._num_asked, self._num_asked + num)
+        self._num_asked += num
         if num:
             self._keep(asked, questions)
         if not self.shelf.columns:
@@ -315,9 +317,7 @@ class LabelJoin:
         self._plan = _Plan()
 
     def _keep(self, slots: Tensor, questions: Chunk) -> None:
-        num, plan, shelf = len(questions), self._plan, self.shelf
-        questions.numbers = np.arange(self._num_asked, self._num_asked + num)
-        self._num_asked += num
+        plan, shelf = self._plan, self.shelf
         shelf.put_inputs(slots, questions.inputs)
         if questions.weights is not None:
             shelf.put("weights", slots, questions.weights)

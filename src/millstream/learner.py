@@ -56,6 +56,7 @@ class Scored:
     norms: tuple[GradientNorms, ...] = ()
     guesses: npt.NDArray[np.float64] | None = None  # the majority or mean of the labels known then; None: by ``known``
     labels: dict[str, int] | None = None  # counts of a ``LabelJoin``
+    predicted: Tensor | None = None  # where labels join: outputs of the chunk's questions, of which few are scored yet
 
     def part(self, first: int, last: int) -> tuple[Any, ...]:
         """Outputs, targets, losses, known labels and guesses of some of the records, as metrics take them."""
@@ -169,16 +170,14 @@ class Learner:
             outcome = self.engine.learn(lessons, update_size, questions)
         if len(questions.chunk):
             shelf.put("outputs", joined.asked, outcome.outputs)
-        outputs, targets = shelf.rows("outputs", joined.arrived), joined.labels
+        targets, raw = joined.labels, shelf.rows("outputs", joined.arrived)
         with torch.no_grad():
-            losses = self.rule.loss(outputs, _scaled(targets, shelf, joined.arrived) if scales else targets)
-        if scales:
-            outputs = outputs.reshape(len(targets)) * shelf.rows("scale", joined.arrived)
-            outputs = outputs + shelf.rows("shift", joined.arrived)
+            losses = self.rule.loss(raw, _scaled(targets, shelf, joined.arrived) if scales else targets)
+        outputs, predicted = (_outputs(shelf, slots, scales) for slots in (joined.arrived, joined.asked))
         known, guesses = (shelf.rows(name, joined.arrived).numpy() for name in ("known", "guess"))
         join.finish(joined)
         facts = len(lessons), outcome.num_updates, outcome.skipped, outcome.events, outcome.by_reference, outcome.norms
-        return Scored(outputs, targets, losses, known, *facts, guesses, join.counts)
+        return Scored(outputs, targets, losses, known, *facts, guesses, join.counts, predicted)
 
     def predict(self, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
         """The outputs of a prepared chunk in the units of the targets, and the losses where there are labels."""
@@ -291,6 +290,12 @@ def _labels(chunk: Chunk) -> Tensor:
             got="records without labels", wanted="a label for each record to be learned", do="name the label (--target)"
         )
     return chunk.targets
+
+
+def _outputs(shelf: Shelf, slots: Tensor, scales: bool) -> Tensor:
+    """What these questions were answered with, in the units of the targets."""
+    raw = shelf.rows("outputs", slots)
+    return raw.reshape(len(slots)) * shelf.rows("scale", slots) + shelf.rows("shift", slots) if scales else raw
 
 
 def _whole(questions: Questions, update_size: int) -> npt.NDArray[np.int64]:
