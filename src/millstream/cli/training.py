@@ -21,6 +21,7 @@ from millstream.assembly import Data, Recipe
 from millstream.cli import tuned
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import StepProgress, err
+from millstream.contracts import LiveSource
 from millstream.delay import parse_delay
 from millstream.errors import CheckpointError, SettingError
 from millstream.phase import Summary
@@ -277,7 +278,7 @@ def _signals(trainer: Trainer, data: Data) -> Iterator[None]:
 
     def ask(_: int, __: FrameType | None) -> None:
         trainer.stop()
-        if isinstance(data.train, sources.StdinSource):
+        if isinstance(data.train, LiveSource):
             data.train.stop()  # or it would wait for records that may never come
         for each in kinds:
             signal.signal(each, signal.SIG_DFL)

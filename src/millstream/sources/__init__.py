@@ -3,6 +3,7 @@
     as_source(anything) ─▶ TensorSource, TableSource          memory      seek and jump
                            FileSource                         files       seek; jump if uncompressed Arrow
                            StdinSource                        stdin       live, once
+    live_source("kafka://…") ─▶ UpstreamSource                urls, upstream   live, and again from any position
                            DatasetSource, RecordsSource, …    iterables   as fast as their code
     cached(source) ─▶ CachedSource                            cache       makes any of them jump
     Shuffled, Repeated, Mixed, Subset, hold_out               order, holdout
@@ -17,8 +18,11 @@ from millstream.sources.holdout import Filtered, hold_out
 from millstream.sources.iterables import BatchesSource, DatasetSource, RecordsSource
 from millstream.sources.memory import TableSource, TensorSource
 from millstream.sources.order import Mixed, Repeated, Shuffled, Subset
+from millstream.sources.followed import FollowedFile
 from millstream.sources.stdin import StdinSource
 from millstream.sources.training import check_goes_on, imported, training_sources
+from millstream.sources.upstream import UpstreamSource
+from millstream.sources.urls import is_live_url, live_source
 
 __all__ = [
     "BatchesSource",
@@ -26,6 +30,7 @@ __all__ = [
     "DatasetSource",
     "FileSource",
     "Filtered",
+    "FollowedFile",
     "Mixed",
     "RecordsSource",
     "Repeated",
@@ -34,10 +39,13 @@ __all__ = [
     "Subset",
     "TableSource",
     "TensorSource",
+    "UpstreamSource",
     "as_source",
     "cached",
     "check_goes_on",
     "hold_out",
     "imported",
+    "is_live_url",
+    "live_source",
     "training_sources",
 ]

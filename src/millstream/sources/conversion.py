@@ -26,6 +26,7 @@ from millstream.sources.files import FileSource
 from millstream.sources.iterables import BatchesSource, DatasetSource, RecordsSource
 from millstream.sources.memory import TableSource, TensorInputs, TensorSource
 from millstream.sources.stdin import StdinSource
+from millstream.sources.urls import is_live_url, live_source
 
 __all__ = ["as_source"]
 
@@ -38,6 +39,7 @@ def as_source(data: Any, targets: Any = None, *, weights: Any = None, name: str 
 
     - a source: itself
     - a path or pattern, or a list of them: the files; ``-``: standard input
+    - ``kafka://``, ``redis://``, ``nats://`` or ``follow:PATH``: what arrives there (``live_source``)
     - tensors or arrays ``X``, ``(X, y)`` or ``(X, y, w)``, where X may be a tuple or dict of them: tensors, also
       sparse rows (N, S). float64 of NumPy becomes float32; whole-number targets become int64
     - a pandas, polars or Arrow table, or a dict of lists: named columns, ``targets`` and ``weights`` among them
@@ -52,6 +54,8 @@ def as_source(data: Any, targets: Any = None, *, weights: Any = None, name: str 
     """
     if isinstance(data, (str, os.PathLike)) or _is_list_of(data, (str, os.PathLike)):
         _refuse_extra(data, targets, weights)
+        if is_live_url(data):
+            return live_source(str(data), name=name)
         return StdinSource(name=name or "stdin") if data == "-" else FileSource(data, name=name)
     if isinstance(data, Source):
         _refuse_extra(data, targets, weights)

@@ -39,13 +39,13 @@ class NatsStream:
     """
 
     def __init__(
-        self, servers: str, name: str, *, username: str | None = None, password: str | None = None, **options: Any
+        self, servers: str, name: str, *, username: str | None = None, password: str | None = None, tls: bool = False, **options: Any
     ) -> None:
         self.name = f"nats://{name}"
         self._named = name
         self._subject: str | None = None
         self._stream = ""
-        self._servers = [f"nats://{one}" for one in servers.split(",")]
+        self._servers = [f"{'tls' if tls else 'nats'}://{one}" for one in servers.split(",")]
         self._options = {"user": username, "password": password, **options}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="nats", daemon=True)

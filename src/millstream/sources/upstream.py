@@ -242,7 +242,8 @@ class UpstreamSource:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Which stream it is and how it is read; not the columns, as a stream may gain some."""
-        facts = {"start": self._start, "on_error": self._on_error, "decoder": self._decoder.name}
+        form = {"json": "jsonl", "fields": "csv"}.get(self._decoder.name, self._decoder.name)
+        facts = {"format": form, "start": self._start, "on_error": self._on_error, "decoder": self._decoder.name}
         return {"kind": "stream", **self._upstream.facts(), **facts}
 
     def close(self) -> None:
