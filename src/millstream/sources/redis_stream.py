@@ -23,6 +23,11 @@ except ImportError as absent:
 __all__ = ["RedisStream"]
 
 _BEGINNING = "0-0"
+_REFUSALS = (
+    redis.exceptions.AuthenticationError,
+    redis.exceptions.AuthorizationError,
+    redis.exceptions.NoPermissionError,
+)
 
 
 class RedisStream:
@@ -159,7 +164,7 @@ class RedisStream:
     def _asked(self, ask: Callable[[], Any]) -> Any:
         try:
             return ask()
-        except (redis.AuthenticationError, redis.AuthorizationError, redis.exceptions.NoPermissionError) as error:
+        except _REFUSALS as error:
             raise SettingError(
                 got=f"{self.name}: refused ({type(error).__name__})",
                 wanted="access to this stream",
