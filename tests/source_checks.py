@@ -205,7 +205,7 @@ def check_again(source: LiveSource, before: Any, chunk: Chunk) -> None:
 
 
 def check_stopping(source: LiveSource, end: Any) -> None:
-    """A reader that waits at the end of a stream ends soon after it is told to, having used hardly any time of the CPU."""
+    """A reader that waits at the end of a stream ends soon after it is told to, and uses hardly any time of the CPU."""
     found: list[Chunk] = []
     thread = threading.Thread(target=lambda: found.extend(source.read(end)))
     thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 from live_servers import Proxy, Server, nats_server, running
 from millstream.errors import DataError
 from millstream.sources import live_source
-from source_checks import check_live_source, places_of, read_some
+from source_checks import check_live_source, closing, places_of, read_some
 
 nats = pytest.importorskip("nats", reason="pip install 'millstream[nats]'")
 
@@ -40,10 +41,8 @@ def ask(server: Server, use: Any) -> Any:
 
 def anew(server: Server, name: str, last: int) -> str:
     async def use(stream: Any) -> None:
-        try:
+        with contextlib.suppress(nats.js.errors.NotFoundError):
             await stream.delete_stream(name)
-        except nats.js.errors.NotFoundError:
-            pass
         await stream.add_stream(name=name, subjects=[f"{name}.>"])
 
     ask(server, use)
@@ -83,12 +82,12 @@ def test_what_is_deleted_or_made_anew_is_an_error(server: Server) -> None:
     chunks = read_some(source, 20, size=10)
     ask(server, lambda stream: stream.purge_stream("gaps", seq=16))
     with pytest.raises(DataError, match="5 messages from 11 on are deleted"):
-        live_source(url).read(chunks[0].after)
+        closing(live_source(url), lambda other: other.read(chunks[0].after))
     with pytest.raises(DataError, match="of 10 messages"):
         source.again(None, chunks[0].after, 10)
     anew(server, "gaps", 30)
     with pytest.raises(DataError, match="made anew"):
-        live_source(url).read(chunks[1].after)
+        closing(live_source(url), lambda other: other.read(chunks[1].after))
     source.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 from live_servers import Proxy, Server, redis_server, running
 from millstream.errors import DataError, SettingError, StorageError
 from millstream.sources import as_source, live_source
-from source_checks import check_live_source, places_of, read_some
+from source_checks import check_live_source, closing, places_of, read_some
 
 redis = pytest.importorskip("redis", reason="pip install 'millstream[redis]'")
 
@@ -32,7 +32,7 @@ def client(server: Server) -> Iterator[Any]:
 
 
 def add(client: Any, first: int, last: int) -> list[Any]:
-    return [client.xadd("s", {"n": n, "x": n / 4, "word": f"a,\n\"{n}"}) for n in range(first, last)]
+    return [client.xadd("s", {"n": n, "x": n / 4, "word": f'a,\n"{n}'}) for n in range(first, last)]
 
 
 def numbers(chunks: Any) -> list[int]:
@@ -43,7 +43,7 @@ def test_a_stream_keeps_the_promises_of_a_live_source(server: Server, client: An
     add(client, 0, 50)
     url = f"redis://127.0.0.1:{server.port}/s"
     whole = check_live_source(lambda: live_source(url), 50)
-    assert whole == [{"n": n, "x": n / 4, "word": f"a,\n\"{n}"} for n in range(50)]
+    assert whole == [{"n": n, "x": n / 4, "word": f'a,\n"{n}'} for n in range(50)]
 
 
 def test_a_field_of_json_and_entries_without_it(server: Server, client: Any) -> None:
@@ -53,7 +53,11 @@ def test_a_field_of_json_and_entries_without_it(server: Server, client: Any) -> 
     whole = check_live_source(lambda: live_source(url, on_error="quarantine"), 20)
     assert [place if isinstance(place, tuple) else place["n"] for place in whole][:3] == [0, 1, 2]
     assert whole[3][0].startswith("an entry without the field 'data'")
-    assert whole[7][0].startswith("no JSON") and whole[7][2] == "{no" and f"redis://127.0.0.1:{server.port}/s@" in whole[7][1]
+    assert (
+        whole[7][0].startswith("no JSON")
+        and whole[7][2] == "{no"
+        and f"redis://127.0.0.1:{server.port}/s@" in whole[7][1]
+    )
     source = live_source(url)
     with pytest.raises(DataError, match=r"redis://.*@\d+-\d: no JSON"):
         read_some(source, 20)
@@ -66,19 +70,21 @@ def test_what_is_trimmed_deleted_or_made_anew_is_an_error(server: Server, client
     source = live_source(url)
     chunks = read_some(source, 20, size=10)
     client.xtrim("s", maxlen=10, approximate=False)
-    assert numbers(read_some(live_source(url), 10, chunks[1].after)) == list(range(20, 30))
+    assert closing(live_source(url), lambda other: numbers(read_some(other, 10, chunks[1].after))) == list(
+        range(20, 30)
+    )
     for before, after in ((None, chunks[0]), (chunks[0].after, chunks[1])):
         with pytest.raises(DataError, match="0 of 10 messages"):
             source.again(before, after.after, 10)
-    with pytest.raises(DataError, match="10 entries after .* trimmed"):
-        live_source(url).read(chunks[0].after)
+    with pytest.raises(DataError, match=r"10 entries after .* trimmed"):
+        closing(live_source(url), lambda other: other.read(chunks[0].after))
     client.xdel("s", ids[25])
     with pytest.raises(DataError, match="deleted after"):
-        live_source(url).read(chunks[1].after)
+        closing(live_source(url), lambda other: other.read(chunks[1].after))
     client.delete("s")
     add(client, 0, 3)
     with pytest.raises(DataError, match="made anew"):
-        live_source(url).read(chunks[1].after)
+        closing(live_source(url), lambda other: other.read(chunks[1].after))
 
 
 def test_trimming_under_a_reader_is_an_error(server: Server, client: Any) -> None:

@@ -262,8 +262,8 @@ class LiveSource(Source, Protocol):
     """A source that hands out what has arrived: its cuts depend on time, so a run writes them down in its journal.
 
     A chunk comes from one part of the stream, without a gap. ``read`` yields at most ``size`` places, fewer rather than
-    wait; it waits while nothing comes, and ends when it was stopped, or when the other side has ended. Where the source
-    cannot seek, ``read`` refuses at once, with a DataError, each position but the one where it stands. ``can_seek`` says
+    wait. It waits while nothing comes, and ends when it was stopped, or when the other side has ended. Where the source
+    cannot seek, ``read`` refuses at once, with a DataError, each position but the one where it stands. ``can_seek`` is
     whether the other side can replay: ``read`` may then begin at the ``after`` of any chunk.
     """
 

@@ -14,11 +14,11 @@ It does not know features, models or training.
 from millstream.sources.cache import CachedSource, cached
 from millstream.sources.conversion import as_source
 from millstream.sources.files import FileSource
+from millstream.sources.followed import FollowedFile
 from millstream.sources.holdout import Filtered, hold_out
 from millstream.sources.iterables import BatchesSource, DatasetSource, RecordsSource
 from millstream.sources.memory import TableSource, TensorSource
 from millstream.sources.order import Mixed, Repeated, Shuffled, Subset
-from millstream.sources.followed import FollowedFile
 from millstream.sources.stdin import StdinSource
 from millstream.sources.training import check_goes_on, imported, training_sources
 from millstream.sources.upstream import UpstreamSource

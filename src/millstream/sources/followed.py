@@ -1,7 +1,7 @@
 """A CSV or JSON Lines file that grows: read to its end, and then as more is written.
 
-Its place is a byte in a file that is known by device, inode and a hash of its beginning. A file that was renamed is read
-to its end, and then the one that was begun after it; a file that became shorter or begins otherwise is an error.
+Its place is a byte in a file that is known by device, inode and a hash of its beginning. A file that was renamed is
+read to its end, and then the one that was begun after it; a file that became shorter or begins otherwise is an error.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from millstream.errors import DataError, SettingError, StorageError
+from millstream.sources.arrivals import Arrival, Places, Start
 from millstream.sources.decoding import Decoder, TextDecoder
 from millstream.sources.delimited import MISSING
 from millstream.sources.text import MAX_RECORD_BYTES, TextFormat
 from millstream.sources.textfiles import begin
-from millstream.sources.upstream import Arrival, Places, Start
 
 __all__ = ["FollowedFile"]
 
@@ -92,6 +92,9 @@ class FollowedFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def __del__(self) -> None:
+        self.close()  # whoever reads a stream until they are stopped need not know that there is a file
 
     def _await_format(self) -> tuple[TextFormat, int]:
         """What the file is, once it holds a line."""
@@ -258,7 +261,9 @@ def _read_head(path: Path, num_bytes: int) -> bytes:
 def _checked(place: Any, name: str) -> dict[str, Any]:
     facts = {"device": int, "inode": int, "head": str, "head_bytes": int, "byte": int}
     if not isinstance(place, dict) or any(not isinstance(place.get(key), kind) for key, kind in facts.items()):
-        raise DataError(got=f"position {place!r} of {name}", wanted="one of a file", do="resume with what was read before")
+        raise DataError(
+            got=f"position {place!r} of {name}", wanted="one of a file", do="resume with what was read before"
+        )
     return dict(place)
 
 

@@ -1,7 +1,7 @@
 """A topic of Kafka, or of anything that speaks its protocol. Needs ``confluent-kafka``: the extra ``kafka``.
 
-Offsets are kept by whoever reads, never by the broker: partitions are assigned, no group is joined, nothing is committed.
-Offsets have gaps (aborted transactions, compaction), so the next one is not the last one plus one.
+Offsets are kept by whoever reads, never by the broker: partitions are assigned, no group is joined, nothing is
+committed. Offsets have gaps (aborted transactions, compaction), so the next one is not the last one plus one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from millstream.errors import DataError, MissingPackageError, SettingError, StorageError
+from millstream.sources.arrivals import Arrival, Places, Start, UnreachableError
 from millstream.sources.decoding import Decoder, TextDecoder
-from millstream.sources.upstream import Arrival, Places, Start, UnreachableError
 
 try:
     from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -45,7 +45,7 @@ _GONE = {"UNKNOWN_TOPIC_OR_PART", "UNKNOWN_TOPIC_ID", "_UNKNOWN_TOPIC", "_UNKNOW
 class KafkaTopic:
     """All partitions of a topic, or some; those that are added later are read from their beginning.
 
-    ``settings`` go to librdkafka as they are (``security.protocol``, ``sasl.username``, …). Their values are never shown.
+    ``settings`` go to librdkafka as they are (``security.protocol``, ``sasl.username``). Their values are never shown.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class KafkaTopic:
         self._waiting: deque[Arrival] = deque()
         self._partitions: set[int] = set()
         self._identity: str | None = None
+        self._second: Any = None
         self._replay: tuple[Any, str, int] | None = None  # a consumer for messages of before, and where it stands
         settings = dict(settings or {})
         wrong = [key for key in settings if key in _SETTINGS]
@@ -79,7 +80,7 @@ class KafkaTopic:
         most = max(buffer_bytes, 1 << 20)
         bounds = {"queued.max.messages.kbytes": limit, "fetch.max.bytes": most, "message.max.bytes": min(most, 1000000)}
         self._settings = {**_DEFAULTS, **bounds, "bootstrap.servers": servers, **settings, **_SETTINGS}
-        self._consumer = self._made(Consumer, error_cb=self._told)
+        self._consumer = self._made(Consumer, more={"error_cb": self._told})
         self._admin = self._made(AdminClient, only=("bootstrap.servers", "log_level", *settings))
 
     def begin(self, start: Start, back: int = 0) -> tuple[str | None, Places]:
@@ -107,7 +108,7 @@ class KafkaTopic:
                 raise DataError(got=f"offset {offset!r} of {self.name}", wanted="a number", do="resume as before")
             if offset < low:
                 raise _lost(
-                    f"{self.name}/{number} from offset {low:,}: {low - offset:,} offsets from {offset:,} on are deleted",
+                    f"{self.name}/{number} from offset {low:,}: {low - offset:,} from {offset:,} on are deleted",
                     "messages that are kept until they were read",
                 )
             ahead.append(TopicPartition(self._topic, number, offset))
@@ -156,12 +157,16 @@ class KafkaTopic:
         return {"topic": self._topic, "partitions": self._wanted}
 
     def close(self) -> None:
-        self._consumer.close()
+        for one in (self._consumer, self._second):
+            if one is not None:
+                one.close()
 
-    def _made(self, kind: Callable[..., Any], only: Sequence[str] | None = None, **more: Any) -> Any:
+    def _made(
+        self, kind: Callable[..., Any], only: Sequence[str] | None = None, more: Mapping[str, Any] | None = None
+    ) -> Any:
         settings = {key: value for key, value in self._settings.items() if only is None or key in only}
         try:
-            return kind({**settings, **more})
+            return kind({**settings, **(more or {})})
         except (KafkaException, TypeError, ValueError) as error:
             text = str(error.args[0].str() if isinstance(error, KafkaException) else error)
             for value in sorted(map(str, self._settings.values()), key=len, reverse=True):
@@ -271,8 +276,8 @@ class KafkaTopic:
         """A second consumer, which goes back while the first one goes on."""
         if self._replay is not None and self._replay[1:] == (partition, offset):
             return self._replay[0]
-        if not hasattr(self, "_second"):
-            self._second = self._made(Consumer, **{"enable.partition.eof": True})
+        if self._second is None:
+            self._second = self._made(Consumer, more={"enable.partition.eof": True})
         self._second.assign([TopicPartition(self._topic, int(partition), offset)])
         return self._second
 

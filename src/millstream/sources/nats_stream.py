@@ -14,8 +14,8 @@ from concurrent.futures import TimeoutError as OutOfTimeError
 from typing import Any
 
 from millstream.errors import DataError, MissingPackageError, SettingError
+from millstream.sources.arrivals import Arrival, Places, Start, UnreachableError
 from millstream.sources.decoding import Decoder, TextDecoder
-from millstream.sources.upstream import Arrival, Places, Start, UnreachableError
 
 try:
     import nats
@@ -39,7 +39,14 @@ class NatsStream:
     """
 
     def __init__(
-        self, servers: str, name: str, *, username: str | None = None, password: str | None = None, tls: bool = False, **options: Any
+        self,
+        servers: str,
+        name: str,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        tls: bool = False,
+        **options: Any,
     ) -> None:
         self.name = f"nats://{name}"
         self._named = name
@@ -119,7 +126,7 @@ class NatsStream:
             ) from None
         except NotFoundError as error:
             raise _lost(f"no stream for {self._named!r} at {self.name}", "one that exists") from error
-        except (nats.errors.Error, OSError, OutOfTimeError, asyncio.TimeoutError) as error:
+        except (TimeoutError, nats.errors.Error, OSError, OutOfTimeError) as error:
             waiting.cancel()
             if "Authorization" in str(error):
                 raise SettingError(
@@ -180,7 +187,7 @@ class NatsStream:
     async def _fetched(self, messages: Any, count: int, seconds: float) -> list[Any]:
         try:
             found: list[Any] = await messages.fetch(count, timeout=seconds)
-        except (nats.errors.TimeoutError, asyncio.TimeoutError):
+        except (TimeoutError, nats.errors.TimeoutError):
             return []
         return found
 

@@ -1,7 +1,7 @@
 """A stream of Redis 7. Needs ``redis``: the extra ``redis``.
 
-Redis does not say what it trimmed. A place is therefore the id of the last entry and how many entries had been added up to
-it: what is missing between there and now is counted, in the same transaction that reads.
+Redis does not say what it trimmed. A place is therefore the id of the last entry and how many entries had been added
+up to it: what is missing between there and now is counted, in the same transaction that reads.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from millstream.errors import DataError, MissingPackageError, SettingError
+from millstream.sources.arrivals import Arrival, Places, Start, UnreachableError
 from millstream.sources.decoding import Decoder, FieldsDecoder, TextDecoder
-from millstream.sources.upstream import Arrival, Places, Start, UnreachableError
 
 try:
     import redis
@@ -157,9 +157,7 @@ class RedisStream:
             messages = [fields.get(key) for fields in messages]
             reason = f"an entry without the field {self._field!r}; wanted one with it"
             empty = {k: reason for k, message in enumerate(messages) if message is None}
-        return Arrival(
-            "stream", messages, lambda k: [ids[k - 1], added + k], lambda k: f"{self.name}@{ids[k]}", empty
-        )
+        return Arrival("stream", messages, lambda k: [ids[k - 1], added + k], lambda k: f"{self.name}@{ids[k]}", empty)
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
         try:

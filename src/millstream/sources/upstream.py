@@ -1,38 +1,34 @@
 """Streams that others keep and that can be read again: topics of brokers, files that grow. One source for all of them.
 
-An ``Upstream`` knows one kind of server: where its messages are, what was lost there, how it is asked. A ``Decoder``
-(``decoding``) knows what is in a message. ``UpstreamSource`` knows neither; it turns messages into chunks with positions,
-waits, begins anew after a cut connection, and stops.
+An ``Upstream`` (``arrivals``) knows one kind of server: where its messages are, what was lost there, how it is asked.
+A ``Decoder`` (``decoding``) knows what is in a message. ``UpstreamSource`` knows neither; it turns messages into chunks
+with positions, waits, begins anew after a cut connection, and stops.
 
 A position is ``{"identity", "partitions": {name: place}}``: which stream it was, and where each part of it goes on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from millstream.contracts import Chunk, Position, Rejection
-from millstream.errors import DataError, MillstreamError, SettingError, StorageError
+from millstream.errors import DataError, SettingError, StorageError
+from millstream.sources.arrivals import Arrival, Places, Start, UnreachableError, Upstream
 from millstream.sources.columns import Declared, declared_types, settled_schema
 from millstream.sources.decoding import Decoder
 from millstream.sources.rechunk import check_size, cut, join
 from millstream.sources.text import OnError, check_on_error
 
-__all__ = ["Arrival", "Places", "Start", "UnreachableError", "Upstream", "UpstreamSource"]
-
-Start: TypeAlias = Literal["earliest", "latest"]
-Places: TypeAlias = "dict[str, Any]"
-"""Where each part of a stream goes on; what a place is, only the upstream knows."""
+__all__ = ["UpstreamSource"]
 
 _STOP_SECONDS = 0.1  # between two looks whether to stop
 _MOST_DELAY_SECONDS = 5.0  # between two tries to reach a server
@@ -42,53 +38,6 @@ _LEAST_MESSAGES = 256  # as long as they are small: a reader of single records n
 _NUM_SAMPLED = 1000  # messages that the columns' types are inferred from
 _Answer = TypeVar("_Answer")
 _logger = logging.getLogger("millstream")
-
-
-class UnreachableError(Exception):
-    """A server does not answer now, but may later; never leaves this package."""
-
-
-@dataclasses.dataclass(slots=True)
-class Arrival:
-    """Messages of one part of a stream, in order."""
-
-    partition: str
-    messages: list[Any]
-    after: Callable[[int], Any]  # the place after the first k of them
-    where: Callable[[int], str]  # message k, for people: kafka://clicks/0@17
-    empty: dict[int, str] = dataclasses.field(default_factory=dict)  # messages that are no records, and why
-
-
-class Upstream(Protocol):
-    """One stream on a server, or a file that grows. What is lost for ever is a DataError, a server that is away an
-    ``UnreachableError``. It is asked by one thread at a time."""
-
-    name: str  # without passwords
-
-    def begin(self, start: Start, back: int = 0) -> tuple[str | None, Places]:
-        """What tells this stream from a later one of the same name, and where its oldest message is, or its end; the
-        latter ``back`` messages earlier."""
-        ...
-
-    def seek(self, identity: str | None, places: Places) -> None:
-        """Goes there, if nothing after these places was lost."""
-        ...
-
-    def fetch(self, count: int, seconds: float) -> Arrival | None:
-        """The next messages of one part, which no other fetch has given; None if none came within so many seconds."""
-        ...
-
-    def between(self, partition: str, before: Any, after: Any, count: int) -> Arrival:
-        """At most ``count`` messages after the first and up to the second place, without moving ``fetch``."""
-        ...
-
-    def decoder(self) -> Decoder:
-        """What its messages are unless somebody says otherwise."""
-        ...
-
-    def facts(self) -> Mapping[str, Any]: ...
-
-    def close(self) -> None: ...
 
 
 @dataclasses.dataclass(slots=True)
@@ -187,7 +136,7 @@ class UpstreamSource:
 
     def again(self, before: Position, after: Position, span: int) -> Chunk:
         """The chunk that was handed out between these two positions, once more, bit for bit."""
-        identity, old = self._parts(before)
+        _identity, old = self._parts(before)
         new = self._parts(after)[1]
         moved = [name for name in new if new[name] != old.get(name)]
         if len(moved) != 1 or span < 1:
@@ -355,7 +304,7 @@ class UpstreamSource:
         return arrival
 
     def _decoded(self, arrival: Arrival) -> _Held:
-        """Records and holes of some messages; with ``stop``, those before the first bad one, and the error that it is."""
+        """Records and holes; with ``stop``, those before the first bad message, and the error that it is."""
         assert self.schema is not None
         bad = {
             k: f"a message of {self._size(message):,} bytes; wanted at most {self._max_message_bytes:,}"
@@ -416,6 +365,8 @@ class UpstreamSource:
             return self._identity, dict(self._begin)
         if not isinstance(position, dict) or not isinstance(position.get("partitions"), dict):
             raise DataError(
-                got=f"position {position!r} of {self.name}", wanted="one of a stream", do="resume with the source of before"
+                got=f"position {position!r} of {self.name}",
+                wanted="one of a stream",
+                do="resume with the source of before",
             )
         return position.get("identity"), dict(position["partitions"])

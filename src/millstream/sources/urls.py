@@ -1,7 +1,7 @@
 """Live sources by their address: ``kafka://``, ``redis://``, ``nats://``, ``follow:PATH``.
 
-What comes after ``?`` is options of the source, of the server and, with a dot in its name, of Kafka's client. A client is
-loaded when its address is used.
+What comes after ``?`` is options of the source, of the server and, with a dot in its name, of Kafka's client. A client
+is loaded when its address is used.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from millstream.errors import SettingError, StorageError
+from millstream.sources.arrivals import Upstream
 from millstream.sources.columns import Declared, near
 from millstream.sources.decoding import Decoder, RowsDecoder, TextDecoder, function_named
 from millstream.sources.followed import FollowedFile
 from millstream.sources.text import OnError
-from millstream.sources.upstream import Upstream, UpstreamSource
+from millstream.sources.upstream import UpstreamSource
 
 __all__ = ["is_live_url", "live_source"]
 
@@ -129,7 +130,9 @@ def _kafka(parts: SplitResult, options: dict[str, str], shown: str) -> Upstream:
     try:
         numbers = None if partitions is None else [int(one) for one in partitions.split(",")]
     except ValueError as error:
-        raise SettingError(got=f"partitions={partitions} for {shown}", wanted="numbers: 0,2", do="correct it") from error
+        raise SettingError(
+            got=f"partitions={partitions} for {shown}", wanted="numbers: 0,2", do="correct it"
+        ) from error
     upstream: Upstream = kind(_hosts(parts), _name(parts), partitions=numbers, settings=settings)
     return upstream
 
@@ -152,9 +155,7 @@ def _nats(parts: SplitResult, options: dict[str, str], shown: str) -> Upstream:
     kind: Any = importlib.import_module("millstream.sources.nats_stream").NatsStream
     token = {"token": options["token"]} if "token" in options else {}
     files = {"user_credentials": options["credentials"]} if "credentials" in options else {}
-    upstream: Upstream = kind(
-        _hosts(parts), _name(parts), tls=parts.scheme == "tls", **_user(parts), **token, **files
-    )
+    upstream: Upstream = kind(_hosts(parts), _name(parts), tls=parts.scheme == "tls", **_user(parts), **token, **files)
     return upstream
 
 
