@@ -9,6 +9,7 @@ A position is ``{"identity", "partitions": {name: place}}``: which stream it was
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from millstream.contracts import Chunk, Position, Rejection
-from millstream.errors import DataError, SettingError, StorageError
+from millstream.errors import DataError, MillstreamError, SettingError, StorageError
 from millstream.sources.arrivals import Arrival, Places, Start, UnreachableError, Upstream
 from millstream.sources.columns import Declared, declared_types, settled_schema
 from millstream.sources.decoding import Decoder
