@@ -36,11 +36,11 @@ class FollowedFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file: BinaryIO | None = None
         self._path = Path(path).expanduser()
         self.name = f"follow:{self._path}"
         if self._path.is_dir() or not self._path.parent.is_dir():
             raise SettingError(got=f"{self.name}", wanted="a file in a folder that exists", do="correct the path")
-        self._file: BinaryIO | None = None
         self._head: dict[str, Any] = {}  # what the file is known by
         self._byte = 0
         self._left = b""  # read, but not yet whole records
