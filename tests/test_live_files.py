@@ -262,6 +262,7 @@ def test_a_followed_file_is_data_for_learning_but_has_nothing_to_hold_out(tmp_pa
         open_data(f"follow:{path}", target="label", test=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["confluent_kafka", "redis", "nats"])
 def test_without_its_package_an_address_says_what_to_install(package: str) -> None:
     scheme = {"confluent_kafka": "kafka"}.get(package, package)

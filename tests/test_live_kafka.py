@@ -117,6 +117,7 @@ def test_an_offset_past_the_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     source.close()
 
 
+@pytest.mark.slow
 def test_a_topic_made_anew_is_an_error_and_so_is_one_that_is_gone() -> None:
     server = kafka_server()
     with running(server):
@@ -137,6 +138,7 @@ def test_a_topic_made_anew_is_an_error_and_so_is_one_that_is_gone() -> None:
         source.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_lost_all_is_noticed_by_a_reader_in_the_middle() -> None:
     """Both come back behind a proxy: a client that sees a topic vanish while it is being made would be another test."""
     late = Proxy(0)
@@ -166,6 +168,7 @@ def test_a_server_that_lost_all_is_noticed_by_a_reader_in_the_middle() -> None:
     late.close()
 
 
+@pytest.mark.slow
 def test_connections_that_are_cut_and_slow() -> None:
     proxy = Proxy(0)
     server = kafka_server(proxy.port)

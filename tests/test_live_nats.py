@@ -91,6 +91,7 @@ def test_what_is_deleted_or_made_anew_is_an_error(server: Server) -> None:
     source.close()
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_loses_and_repeats_nothing(server: Server) -> None:
     source = live_source(anew(server, "kill", 300))
     got: list[int] = []
@@ -107,6 +108,7 @@ def test_killed_and_started_again_loses_and_repeats_nothing(server: Server) -> N
     source.close()
 
 
+@pytest.mark.slow
 def test_connections_that_are_cut_slow_or_in_single_bytes(server: Server) -> None:
     anew(server, "cut", 300)
     proxy = Proxy(server.port)

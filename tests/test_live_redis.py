@@ -87,6 +87,7 @@ def test_what_is_trimmed_deleted_or_made_anew_is_an_error(server: Server, client
         closing(live_source(url), lambda other: other.read(chunks[1].after))
 
 
+@pytest.mark.slow
 def test_trimming_under_a_reader_is_an_error(server: Server, client: Any) -> None:
     add(client, 0, 300)
     source = live_source(f"redis://127.0.0.1:{server.port}/s")
@@ -110,6 +111,7 @@ def test_the_end_is_where_it_was_when_the_source_was_made(server: Server, client
     source.close()
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_loses_and_repeats_nothing(server: Server, client: Any) -> None:
     add(client, 0, 500)
     source = as_source(f"redis://127.0.0.1:{server.port}/s")
@@ -127,6 +129,7 @@ def test_killed_and_started_again_loses_and_repeats_nothing(server: Server, clie
     source.close()
 
 
+@pytest.mark.slow
 def test_connections_that_are_cut_slow_or_in_single_bytes(server: Server, client: Any) -> None:
     add(client, 0, 400)
     proxy = Proxy(server.port)

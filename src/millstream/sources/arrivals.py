@@ -49,7 +49,7 @@ class Upstream(Protocol):
         ...
 
     def fetch(self, count: int, seconds: float) -> Arrival | None:
-        """The next messages of one part, which no other fetch has given; None if none came within so many seconds."""
+        """The next messages of one part, about ``count``, which no other fetch has given; None if none came so soon."""
         ...
 
     def between(self, partition: str, before: Any, after: Any, count: int) -> Arrival:

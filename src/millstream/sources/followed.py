@@ -62,7 +62,7 @@ class FollowedFile:
     def fetch(self, count: int, seconds: float) -> Arrival | None:
         ends = time.monotonic() + seconds
         while True:
-            arrival = self._next(count)
+            arrival = self._next()  # a block of text at once, whose bytes are bounded
             if arrival is not None:
                 return arrival
             wait = min(_LOOK_SECONDS, ends - time.monotonic())
@@ -106,7 +106,7 @@ class FollowedFile:
                 return text_format, header.num_bytes
             time.sleep(_LOOK_SECONDS)
 
-    def _next(self, count: int) -> Arrival | None:
+    def _next(self) -> Arrival | None:
         """The next whole records that are there."""
         if self._file is None:
             return None
@@ -127,9 +127,8 @@ class FollowedFile:
             if is_final:
                 self._turn()
             return None
-        arrival = self._arrival(text[:end], self._byte, self._head, count, final=True)
-        done = arrival.after(len(arrival.messages))["byte"] - self._byte if arrival.messages else end
-        self._left, self._byte = text[done:], self._byte + done
+        arrival = self._arrival(text[:end], self._byte, self._head, end, final=True)
+        self._left, self._byte = text[end:], self._byte + end
         return arrival if arrival.messages else None
 
     def _arrival(self, text: bytes, byte: int, head: dict[str, Any], count: int, *, final: bool) -> Arrival:
