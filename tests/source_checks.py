@@ -7,6 +7,8 @@ processes would, and must give a source of the same records each time.
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from millstream.contracts import Chunk, Source
+from millstream.contracts import Chunk, LiveSource, Source
 
 SIZES = (1, 3, 64)
 
@@ -132,3 +134,87 @@ def _rows(chunk: Chunk) -> list[Any]:
 def _plain(value: Any) -> Any:
     """NaN equals itself here."""
     return "nan" if isinstance(value, float) and value != value else value
+
+
+def read_some(source: LiveSource, num_places: int, position: Any = None, *, size: int = 64) -> list[Chunk]:
+    """Chunks from a position on, until they have so many places; waits for them half a minute at most."""
+    chunks: list[Chunk] = []
+    late = threading.Timer(30, source.stop)
+    late.start()
+    try:
+        for chunk in source.read(position, size=size):
+            chunks.append(chunk)
+            if sum(one.span for one in chunks) >= num_places:
+                break
+    finally:
+        late.cancel()
+    return chunks
+
+
+def check_live_source(make_source: Callable[[], LiveSource], num_places: int) -> list[Any]:
+    """Assert what a live source promises, of a stream of so many places to which nothing is added meanwhile.
+
+    ``make_source`` must give an open source each time; it is closed here. Returns the places in the order read.
+    """
+    source = make_source()
+    assert isinstance(source, LiveSource) and source.is_live and not source.can_jump
+    json.dumps(source.fingerprint())
+    peeked = source.peek(3)
+    assert peeked is not None
+    chunks = read_some(source, num_places, size=7)
+    whole = places_of(chunks)
+    assert len(whole) == num_places and places_of([peeked]) == whole[: peeked.span]
+    assert source.fingerprint() == closing(make_source(), lambda other: other.fingerprint())
+    before, done = None, 0
+    step = max(1, len(chunks) // 6)
+    for number, chunk in enumerate(chunks):
+        check_chunk(chunk)
+        assert chunk.span <= 7
+        assert json.loads(json.dumps(chunk.after)) == chunk.after
+        if number % step == 0:
+            check_again(source, before, chunk)
+            closing(make_source(), lambda other, before=before, chunk=chunk: check_again(other, before, chunk))
+            if done + chunk.span < num_places:
+                rest = closing(
+                    make_source(),
+                    lambda other, chunk=chunk, done=done: read_some(other, num_places - done - chunk.span, chunk.after),
+                )
+                parts = [*places_of(rest)]
+                # Parts of a stream may come in another order; within each it is the same.
+                assert sorted(map(repr, parts)) == sorted(map(repr, whole[done + chunk.span :]))
+        before, done = chunk.after, done + chunk.span
+    check_stopping(source, chunks[-1].after)
+    source.close()  # type: ignore[attr-defined]
+    return whole
+
+
+def closing(source: LiveSource, use: Callable[[LiveSource], Any]) -> Any:
+    """What ``use`` says of a source that is closed afterwards."""
+    try:
+        return use(source)
+    finally:
+        source.close()  # type: ignore[attr-defined]
+
+
+def check_again(source: LiveSource, before: Any, chunk: Chunk) -> None:
+    """A chunk once more is the same to the bit, with its holes."""
+    again = source.again(before, chunk.after, chunk.span)
+    assert again.inputs.equals(chunk.inputs) and again.inputs.schema.equals(chunk.inputs.schema)  # type: ignore[union-attr]
+    assert (again.span, again.after, again.rejected) == (chunk.span, chunk.after, chunk.rejected)
+    assert places_of([again]) == places_of([chunk])
+
+
+def check_stopping(source: LiveSource, end: Any) -> None:
+    """A reader that waits at the end of a stream ends soon after it is told to, and uses hardly any time of the CPU."""
+    found: list[Chunk] = []
+    thread = threading.Thread(target=lambda: found.extend(source.read(end)))
+    thread.start()
+    time.sleep(0.3)
+    used = time.process_time()
+    time.sleep(0.5)
+    used = time.process_time() - used
+    began = time.monotonic()
+    source.stop()
+    thread.join(5)
+    assert not thread.is_alive() and time.monotonic() - began < 1.0
+    assert found == [] and used < 0.25

@@ -289,24 +289,35 @@ class Source(Protocol):
 class LiveSource(Source, Protocol):
     """A source that hands out what has arrived: its cuts depend on time, so a run writes them down in its journal.
 
-    ``can_seek`` says whether what came before can be read again.
+    A chunk comes from one part of the stream, without a gap. ``read`` yields at most ``size`` places, fewer rather than
+    wait. It waits while nothing comes, and ends when it was stopped, or when the other side has ended. Where the source
+    cannot seek, ``read`` refuses at once, with a DataError, each position but the one where it stands. ``can_seek`` is
+    whether the other side can replay: ``read`` may then begin at the ``after`` of any chunk.
     """
 
-    is_live: bool
+    is_live: bool  # True
 
     def again(self, before: Position, after: Position, span: int) -> Chunk:
-        """The chunk that was handed out between these positions, once more, bit for bit. Needs ``can_seek``.
+        """The chunk that was handed out between these two positions, once more, bit for bit. Needs ``can_seek``.
 
-        Raises ``DataError`` where something is missing since.
+        Where some of it is gone, or is another's now, it is a DataError.
         """
         ...
 
     def acknowledge(self, after: Position) -> None:
-        """What came before is durable elsewhere: the upstream may forget it. Never called earlier."""
+        """What came before is durable elsewhere: the other side may forget it. Never called earlier."""
         ...
 
     def stop(self) -> None:
         """Ends the reading after what has arrived; for signal handlers and other threads."""
+        ...
+
+    def peek(self, size: int) -> Chunk | None:
+        """The first records of those that have arrived, which ``read`` hands out nevertheless; None at the end."""
+        ...
+
+    def declare(self, types: Mapping[str, pa.DataType] | pa.Schema | None) -> None:
+        """Reads columns as these types; to be called before anything is handed out."""
         ...
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from millstream import datasets, features, sources
-from millstream.contracts import Source
+from millstream.contracts import LiveSource, Source
 from millstream.errors import DataError, SettingError
 from millstream.schema import Field, Schema, Target
 
@@ -55,7 +55,8 @@ def open_data(
     on_error: Literal["stop", "quarantine"] = "stop",
     seed: int = 0,
 ) -> Data:
-    """The data that a name stands for: a public data set, files, a glob, or ``-`` for standard input.
+    """The data that a name stands for: a public data set, files, a glob, or ``-`` for standard input, or the
+    address of a live source (``kafka://host/topic``).
 
     ``columns`` are corrections of the guessed schema (``zip=category``); with ``schema``, that of a run, nothing is
     guessed, and what is asked for must be what it says. ``test`` is a fraction of the records to hold out, or the name
@@ -67,11 +68,16 @@ def open_data(
         known = datasets.load(name, fetch=fetch)
         data = Data(known.name, known.train, known.test, known.schema, known.ordered)
         wanted = schema or _corrected(known.schema, roles, name)
-    elif name == "-":
-        pipe = sources.StdinSource(on_error=on_error, patience_seconds=_PATIENCE_SECONDS)
-        wanted = schema or _guessed(pipe, pipe.peek(_SAMPLE_RECORDS), roles, name)
-        pipe.declare(_types(pipe, wanted))
-        data = Data(name, pipe, None, wanted, ordered=False)
+    elif name == "-" or sources.is_live_url(name):
+        live = _live(name, on_error)
+        name = live.name if name != "-" else name  # an address may hold a password
+        wanted = schema or _guessed(live, live.peek(_SAMPLE_RECORDS), roles, name)
+        live.declare(_types(live, wanted))
+        data = Data(name, live, None, wanted, ordered=False)
+    elif name.startswith(sources.JOURNAL):
+        journal = sources.as_source(name)
+        wanted = schema or _guessed(journal, next(iter(journal.read(size=_SAMPLE_RECORDS))), roles, name)
+        data = Data(name, journal, None, wanted, ordered=False)
     else:
         check_name(name)
         source, wanted = _opened_files(name, schema, roles, on_error)
@@ -91,18 +97,27 @@ def open_questions(name: str, schema: Schema | None, *, fetch: bool = False) -> 
     if is_known(name):
         known = datasets.load(name, fetch=fetch)
         return known.test or known.train
-    if name == "-":
-        pipe = sources.StdinSource(patience_seconds=_PATIENCE_SECONDS)
+    if name.startswith(sources.JOURNAL):
+        return sources.as_source(name)
+    if name == "-" or sources.is_live_url(name):
+        live = _live(name, "stop")
         if schema is not None:
-            pipe.peek(_SAMPLE_RECORDS)
-            pipe.declare(_types(pipe, schema))
-        return pipe
+            live.peek(_SAMPLE_RECORDS)
+            live.declare(_types(live, schema))
+        return live
     check_name(name)
     return (
         sources.FileSource(name)
         if schema is None
         else _opened_files(name, schema, (None, (), None, None, None), "stop")[0]
     )
+
+
+def _live(name: str, on_error: Literal["stop", "quarantine"]) -> LiveSource:
+    """What arrives there."""
+    if name == "-":
+        return sources.StdinSource(on_error=on_error, patience_seconds=_PATIENCE_SECONDS)
+    return sources.live_source(name, on_error=on_error, patience_seconds=_PATIENCE_SECONDS)
 
 
 def is_known(name: str) -> bool:
@@ -199,8 +214,8 @@ def _types(source: Source, schema: Schema) -> dict[str, pa.DataType]:
     Whole numbers may be followed by others, and a code may begin with a zero or hold a letter later.
     """
     form, types = _format(source), {}
-    columns: list[Field | Target] = [*schema.fields, *([schema.target] if schema.target is not None else [])]
     found = {} if source.schema is None else dict(zip(source.schema.names, source.schema.types, strict=True))
+    columns: list[Field | Target] = [*schema.fields, *([schema.target] if schema.target is not None else [])]
     if schema.id is not None and schema.id in found and form == "csv":
         types[schema.id] = pa.string()
     for column in columns:
@@ -257,6 +272,10 @@ def _with_test(data: Data, test: float | str | None, on_error: Literal["stop", "
         return dataclasses.replace(data, test=source)
     if not test or data.test is not None:
         return data
+    if isinstance(data.train, LiveSource) and data.train.can_seek:
+        raise SettingError(
+            got=f"records of {data.name} to hold out, which has no end", wanted="none", do="use --test 0, or a file"
+        )
     if isinstance(data.train, sources.StdinSource):  # it is read once, in one part and in the other
         data = dataclasses.replace(data, train=sources.cached(data.train))
     train, held_out = sources.hold_out(data.train, test, by="time" if data.ordered else "hash", seed=seed)

@@ -113,6 +113,7 @@ def fit(context: click.Context, /, **given: Any) -> None:
     help="How many records wait at most; then the time of the oldest one is up.  [default: 100000]",
 )
 @shared.about_run
+@shared.handing_on
 @click.pass_context
 def learn(context: click.Context, /, **given: Any) -> None:
     """Train online: every record once, in order.

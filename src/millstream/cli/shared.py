@@ -19,6 +19,7 @@ __all__ = [
     "engine",
     "fetch",
     "fitting",
+    "handing_on",
     "identity",
     "loss",
     "model",
@@ -153,6 +154,22 @@ fitting = options(
 )
 as_json = output(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output, and nothing else there."
+)
+handing_on = options(
+    output(
+        "--outcomes",
+        metavar="FILE|FOLDER/|kafka://…",
+        help="Where each prediction goes, with its score, label and loss: a .jsonl file, a folder of Parquet, a topic.",
+    ),
+    output("--publish", metavar="FOLDER", help="Where weights go while they are good, for others to answer with."),
+    output(
+        "--publish-every", callback=whole(), default=10_000, show_default=True, metavar="RECORDS", help="How often."
+    ),
+    output(
+        "--gate",
+        metavar="METRIC|none",
+        help="Publish only while this is no worse than at the last time.  [default: that of the task]",
+    ),
 )
 about_run = options(
     run("--run", metavar="FOLDER", help="Where checkpoints and metrics go.  [default: runs/DATA-COMMAND-N]"),

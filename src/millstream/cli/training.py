@@ -21,10 +21,12 @@ from millstream.assembly import Data, Recipe
 from millstream.cli import tuned
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import StepProgress, err
+from millstream.contracts import LiveSource
 from millstream.delay import Delay, parse_delay
 from millstream.errors import CheckpointError, SettingError
 from millstream.joining import Joining
 from millstream.phase import Summary, parse_lateness
+from millstream.publishing import Gate, Publisher
 from millstream.schema import Schema
 from millstream.studies.statistics import seconds_text
 from millstream.trainer import Trainer
@@ -119,23 +121,34 @@ def _from_recipe(kind: str, options: dict[str, Any], given: set[str], folder: Pa
     if not options["origin"] and not options["resume"]:
         data = _opened(kind, options, None)
         recipe = Recipe(data.schema, **{name: options[name] for name in OF_A_RECIPE})
-        return assembly.build(recipe, run=folder, commit_seconds=options["commit_seconds"]), data, folder
+        return assembly.build(recipe, run=folder, **_beside(options)), data, folder
     trainer = _descended(options, given) if options["origin"] else _resumed(folder, options, given)
     assert trainer.learner.features is not None
     data = _opened(kind, options, trainer.learner.features.schema)
     if options["origin"]:
         trainer.open(folder)
-    elif isinstance(data.train, sources.StdinSource):  # what came before is learned; this is what comes after it
-        phase = trainer.state_dict()["phase"]
-        data.train.stands_at = phase["position"] or 0
-        options["resume"] = not phase["finished"]  # a pipe that ended is one phase, this one is the next
+    elif isinstance(data.train, LiveSource) and not data.train.can_seek:
+        # A pipe that ended is one phase, this one is the next.
+        options["resume"] = not trainer.state_dict()["phase"]["finished"]
     return trainer, data, folder
+
+
+def _beside(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a trainer that are no part of its recipe: how often it commits, and what it hands on."""
+    publish, gate = options.get("publish"), options.get("gate")
+    if publish is None and gate is not None:
+        raise SettingError(got=f"--gate {gate} without --publish", wanted="a folder to publish to", do="name one")
+    publisher = None
+    if publish is not None:
+        quality = None if gate == "none" else Gate() if gate is None else Gate(gate)
+        publisher = Publisher(publish, every=options["publish_every"], gate=quality)
+    return {"commit_seconds": options["commit_seconds"], "outcomes": options.get("outcomes"), "publish": publisher}
 
 
 def _run(kind: str, trainer: Trainer, data: Data, options: dict[str, Any]) -> Summary:
     test = None
     progress = StepProgress(trainer, kind, data.train.num_records, options.get("epochs", 1), quiet=options["as_json"])
-    with progress, _signals(trainer, data):
+    with progress, _signals(trainer):
         for step in _steps(kind, trainer, data, options):
             progress.show(step)
             test = step.validation or test
@@ -195,7 +208,7 @@ def _opened(kind: str, options: dict[str, Any], schema: Schema | None) -> Data:
 
 def _resumed(folder: Path, options: dict[str, Any], given: set[str]) -> Trainer:
     """The trainer of a run, whose settings must be those that it began with."""
-    trainer = assembly.load(folder, exact=options["exact"], commit_seconds=options["commit_seconds"])
+    trainer = assembly.load(folder, exact=options["exact"], **_beside(options))
     assert trainer.spec is not None
     began = Recipe.from_json(trainer.spec)
     for name in OF_A_RECIPE:
@@ -219,7 +232,7 @@ def _descended(options: dict[str, Any], given: set[str]) -> Trainer:
             do="leave it out" if fixed[0] != "resume" else "write --resume --run FOLDER to go on in a folder",
         )
     changes = {name: options[name] for name in _MAY_CHANGE if name in given}
-    return assembly.snapshot(options["origin"], changes, commit_seconds=options["commit_seconds"])
+    return assembly.snapshot(options["origin"], changes, **_beside(options))
 
 
 def _told(name: str, value: Any) -> str:
@@ -293,13 +306,11 @@ def folder_of(kind: str, options: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def _signals(trainer: Trainer, data: Data) -> Iterator[None]:
+def _signals(trainer: Trainer) -> Iterator[None]:
     """The first Ctrl-C asks the trainer to stop between two chunks; the second one ends the process at once."""
 
     def ask(_: int, __: FrameType | None) -> None:
         trainer.stop()
-        if isinstance(data.train, sources.StdinSource):
-            data.train.stop()  # or it would wait for records that may never come
         for each in kinds:
             signal.signal(each, signal.SIG_DFL)
         err.print("millstream: stopping after this chunk; once more ends at once")

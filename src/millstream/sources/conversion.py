@@ -24,8 +24,10 @@ from millstream.rows import by_rows
 from millstream.sources.columns import plain_batch, settled_type
 from millstream.sources.files import FileSource
 from millstream.sources.iterables import BatchesSource, DatasetSource, RecordsSource
+from millstream.sources.journal import JOURNAL, journal_source
 from millstream.sources.memory import TableSource, TensorInputs, TensorSource
 from millstream.sources.stdin import StdinSource
+from millstream.sources.urls import is_live_url, live_source
 
 __all__ = ["as_source"]
 
@@ -38,6 +40,8 @@ def as_source(data: Any, targets: Any = None, *, weights: Any = None, name: str 
 
     - a source: itself
     - a path or pattern, or a list of them: the files; ``-``: standard input
+    - ``journal://FOLDER``: a journal, followed (``?follow=no``: as it is now)
+    - ``kafka://, ``redis://``, ``nats://`` or ``follow:PATH``: what arrives there (``live_source``)
     - tensors or arrays ``X``, ``(X, y)`` or ``(X, y, w)``, where X may be a tuple or dict of them: tensors, also
       sparse rows (N, S). float64 of NumPy becomes float32; whole-number targets become int64
     - a pandas, polars or Arrow table, or a dict of lists: named columns, ``targets`` and ``weights`` among them
@@ -52,6 +56,10 @@ def as_source(data: Any, targets: Any = None, *, weights: Any = None, name: str 
     """
     if isinstance(data, (str, os.PathLike)) or _is_list_of(data, (str, os.PathLike)):
         _refuse_extra(data, targets, weights)
+        if is_live_url(data):
+            return live_source(str(data), name=name)
+        if isinstance(data, str) and data.startswith(JOURNAL):
+            return journal_source(data, name)
         return StdinSource(name=name or "stdin") if data == "-" else FileSource(data, name=name)
     if isinstance(data, Source):
         _refuse_extra(data, targets, weights)

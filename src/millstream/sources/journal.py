@@ -15,12 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from millstream.contracts import Chunk, Position
-from millstream.errors import DataError
+from millstream.errors import DataError, SettingError
 from millstream.journal import Group, JournalReader, Kind, identity
 from millstream.sources.rechunk import check_place, check_size, cut
 
-__all__ = ["JournalSource"]
+__all__ = ["JOURNAL", "JournalSource", "journal_source"]
 
+JOURNAL = "journal://"  # how its address begins
 _RECORDS: tuple[Kind, ...] = ("records",)
 
 
@@ -62,11 +63,6 @@ class JournalSource:
         """Ends the reading after what has arrived; for signal handlers and other threads."""
         self._stopped.set()
 
-    def peek(self, size: int) -> Chunk:
-        """The first records."""
-        check_size(size)
-        return next(self._chunks(self._journal.first(), size))
-
     def take(self, numbers: npt.NDArray[Any]) -> Chunk:
         raise DataError(
             got=f"records by number from {self.name}", wanted="a source that can jump", do="write it to a file first"
@@ -88,6 +84,19 @@ class JournalSource:
 
     def _groups(self, first: int) -> Iterator[Group]:
         return self._journal.read(first, kinds=_RECORDS, follow=self._follow, stop=self._stopped.is_set)
+
+
+def journal_source(url: str, name: str | None = None) -> JournalSource:
+    """The journal at ``journal://FOLDER``, followed for ever, or at ``journal://FOLDER?follow=no`` as it is now.
+
+    >>> journal_source("journal://events?follow=maybe")
+    Traceback (most recent call last):
+    millstream.errors.SettingError: got journal://events?follow=maybe; wanted ?follow=no, or nothing; correct it
+    """
+    path, _, query = url.removeprefix(JOURNAL).partition("?")
+    if query not in ("", "follow=yes", "follow=no"):
+        raise SettingError(got=url, wanted="?follow=no, or nothing", do="correct it")
+    return JournalSource(path, follow=query != "follow=no", name=name)
 
 
 def _chunk_of(group: Group, name: str) -> Chunk:

@@ -65,7 +65,7 @@ class JsonLinesFormat:
 
     def explain(self, record: bytes, schema: pa.Schema) -> tuple[str, str]:
         try:
-            value = json.loads(record.rstrip(_BLANK))
+            value = json.loads(record.rstrip(_BLANK).decode("utf-8"))  # of bytes it would guess the encoding
         except json.JSONDecodeError as error:
             return f"no JSON ({error.msg}, character {error.pos + 1})", "one JSON object a line"
         except UnicodeDecodeError:
@@ -75,7 +75,7 @@ class JsonLinesFormat:
         if not isinstance(value, dict):
             return f"a JSON {type(value).__name__}", "one JSON object a line"
         field = first_unfit(schema, lambda part: _read(record, part))
-        if field is not None:
+        if field is not None and value.get(field.name) is not None:
             return f"{str(value.get(field.name))[:60]!r} in column {field.name!r}", type_in_words(field.type)
         return "a JSON object that cannot be read", "one JSON object a line, each key once"
 

@@ -67,6 +67,7 @@ class StdinSource:
             )
         self.name = name
         self.num_records: int | None = None
+        self.is_live = True
         self.can_seek = False
         self.can_jump = False
         self._pipe = _Pipe(sys.stdin.buffer if stream is None else stream)
@@ -101,6 +102,16 @@ class StdinSource:
                 do="resume without a position, or read a file instead",
             )
         return self._chunks(size)
+
+    def again(self, before: Position, after: Position, span: int) -> Chunk:
+        raise DataError(
+            got=f"records of {self.name} once more",
+            wanted="a source that can seek",
+            do="keep what came in the journal of the run",
+        )
+
+    def acknowledge(self, after: Position) -> None:
+        """Nothing to do: who writes into a pipe is not told."""
 
     def stop(self) -> None:
         """Ends the reading after what has arrived; for signal handlers and other threads."""

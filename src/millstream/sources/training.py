@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from millstream.contracts import Position, Source
+from millstream.contracts import LiveSource, Position, Source
 from millstream.errors import SettingError
 from millstream.sources.cache import CachedSource, cached
 from millstream.sources.conversion import as_source
@@ -27,6 +27,12 @@ def training_sources(
     nothing is given, unless they are few.
     """
     source = as_source(source)
+    if isinstance(source, LiveSource) and source.can_seek and (shuffle or validates or isinstance(validation, float)):
+        raise SettingError(
+            got=f"{source.name}, which has no end, for what must be shuffled or held out",
+            wanted="a stream to be read in order, once",
+            do="learn it online, or copy a part of it to a file",
+        )
     if validates and validation is None:
         source = source if source.can_jump else cached(source)
         if source.num_records is None or source.num_records >= _LEAST_TO_HOLD_OUT:
@@ -46,7 +52,11 @@ def imported(source: Source) -> CachedSource | None:
 
 def check_goes_on(source: Source, place: Position) -> None:
     """Refuses a source that cannot start at this place of a run that is resumed."""
-    if place is not None and not source.can_seek and getattr(source, "stands_at", None) != place:
+    if place is None or source.can_seek:
+        return
+    if isinstance(source, LiveSource):
+        source.read(place)  # refuses a place where it does not stand
+    else:
         raise SettingError(
             got=f"a source that cannot start again at a position: {source.name}",
             wanted="a file, a table or an array",
