@@ -54,6 +54,10 @@ class ScriptedSource:
         rejected = tuple(Rejection(place, "bad", f"at {first + place}") for place in gone)
         return dataclasses.replace(chunk.select(kept), rejected=rejected)
 
+    @property
+    def begin(self) -> Position:
+        return 0 if self.can_seek else None
+
     def acknowledge(self, after: Position) -> None:
         assert after >= self.acknowledged
         self.acknowledged = after

@@ -297,6 +297,11 @@ class LiveSource(Source, Protocol):
 
     is_live: bool  # True
 
+    @property
+    def begin(self) -> Position:
+        """Where a reading without a position begins; in another process it may be elsewhere, so it is written down."""
+        ...
+
     def again(self, before: Position, after: Position, span: int) -> Chunk:
         """The chunk that was handed out between these two positions, once more, bit for bit. Needs ``can_seek``.
 

@@ -12,6 +12,7 @@ __all__ = ["Shelf"]
 class Shelf:
     """Rows of several tensors by slot. A slot that is given back is used again.
 
+    >>> import torch
     >>> shelf = Shelf()
     >>> slots = torch.tensor([shelf.reserve(), shelf.reserve()])
     >>> shelf.put("known", slots, torch.tensor([0.5, 2.0]))

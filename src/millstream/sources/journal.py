@@ -29,7 +29,7 @@ class JournalSource:
     """The records of the journal in ``folder``. ``follow`` waits for more at its end, until ``stop``.
 
     >>> import tempfile
-    >>> from millstream.journal import Draft
+    >>> from millstream.journal import Draft, Journal
     >>> folder = tempfile.mkdtemp()
     >>> with Journal(folder) as journal:
     ...     _ = journal.append(Draft(pa.record_batch({"hour": [7, 8], "load": [0.5, 0.25]})))

@@ -72,6 +72,8 @@ class JournaledSource:
     def read(self, position: Position = None, *, size: int = 4096) -> Iterator[Chunk]:
         check_size(size)
         first, reached = self._start, self._reached
+        if reached is None and self.upstream is not None:
+            reached = self.upstream.begin
         if position is not None:
             first, reached = position["journal"], position["upstream"]
         return self._chunks(first, reached, size)

@@ -113,6 +113,10 @@ class StdinSource:
     def acknowledge(self, after: Position) -> None:
         """Nothing to do: who writes into a pipe is not told."""
 
+    @property
+    def begin(self) -> Position:
+        return None
+
     def stop(self) -> None:
         """Ends the reading after what has arrived; for signal handlers and other threads."""
         self._pipe.is_stopped = True
