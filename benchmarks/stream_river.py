@@ -1,4 +1,4 @@
-"""Streams that nothing here was tuned on: the generators of River, with drift points put between them; for ``streams.py``.
+"""Streams that nothing was tuned on: generators of River, with drift points between them; for ``streams.py``.
 
 They and their drift points were fixed before anything was measured on them. River draws each epoch (the stretch between
 two drift points) with a seed of its own; this file says what an epoch is and mixes two of them where drift is gradual.

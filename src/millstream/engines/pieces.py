@@ -201,6 +201,10 @@ class Pending:
         self._scores, self._numbers = self._scores[:, kept], self._numbers[kept]
         return found
 
+    def forget(self, number: int) -> None:
+        """The scores of one of K are not its any more: NaN."""
+        self._scores[number] = np.nan
+
     def state_dict(self) -> State:
         return {"scores": self._scores, "numbers": self._numbers}
 
