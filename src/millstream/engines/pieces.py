@@ -186,6 +186,9 @@ class Pending:
         self._scores: npt.NDArray[np.float64] = np.zeros((num_scores, 0))
         self._numbers = np.zeros(0, np.int64)
 
+    def __len__(self) -> int:
+        return len(self._numbers)
+
     def keep(self, numbers_M: npt.NDArray[np.int64], scores_KM: npt.NDArray[np.float64]) -> None:
         if len(self._numbers) and len(numbers_M) and numbers_M[0] <= self._numbers[-1]:  # another phase has begun
             self._scores, self._numbers = self._scores[:, :0], self._numbers[:0]

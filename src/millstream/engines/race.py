@@ -36,6 +36,9 @@ __all__ = ["RaceEngine", "wrong"]
 SEGMENT = 512  # records between two looks at who may be stopped
 _SHARE_OF_LOSS = 0.1  # of the score of a class; the rest is whether it was right
 _MOST_LOSS, _MOST_MEANS = 5.0, 20.0  # more than these counts no more: nats of a class, times the mean of a number
+_MOST_LATE = (
+    256  # records that labels are late by, for a rise to count: else copies run for long before they are judged
+)
 _MOST_AT_FIRST = 1e12  # before that mean is known
 _MOST_BYTES = 1 << 30  # of the weights of all copies
 
@@ -297,7 +300,7 @@ class RaceEngine:
         self._scale = self.standings.mean_of_leader() or self._scale
         if is_lost:
             self._reopen(position, "the score of the leader has doubled", changed=True)
-        elif self.standings.has_changed():
+        elif self.standings.has_changed() and len(self._pending) <= _MOST_LATE:
             self._reopen(position, "the score of the leader has risen", changed=True)
         elif self.standings.is_time_to_reopen():
             self._reopen(position, "it was time", changed=False)
