@@ -349,7 +349,7 @@ def test_what_a_race_has_decided_between_two_chunks_is_told_after_a_resume() -> 
             state, engine = copy.deepcopy(engine.state_dict()), made(Around(), racing=True, engine="reference")
             engine.load_state_dict(state)
         told.append(engine.learn(Chunk(*records(100), start=100), 1).events)
-    assert told[0] == told[1] and [event.detail for event in told[0]] == ["drift"]
+    assert told[0] == told[1] and [event.detail for event in told[0]] == ["drift", "sgd 0.05"]
 
 
 @pytest.mark.parametrize("around", [Around(average=0.9), Around(drift="adwin")], ids=str)
