@@ -13,6 +13,7 @@ import numpy.typing as npt
 from millstream.assembly import open_data
 from millstream.contracts import Source
 from millstream.schema import Schema
+from stream_river import HELD_OUT, RiverStream
 
 MODEL = "mlp:256"
 CHUNK = 4096  # records that are read at once
@@ -38,7 +39,7 @@ class Stream:
         return data.schema, data.train
 
 
-STREAMS = {
+STREAMS: dict[str, Stream | RiverStream] = {
     "elec2": Stream("elec2"),
     "noaa-weather": Stream("noaa-weather"),
     "covertype": Stream("covertype"),
@@ -52,6 +53,7 @@ STREAMS = {
     "random-rbf-gradual": Stream("random-rbf", is_generated=True),
     "led": Stream("led", 25_000, is_generated=True),
     "led-gradual": Stream("led", 25_000, 5_000, is_generated=True),
+    **HELD_OUT,
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from millstream.studies import charts
 from millstream.studies.page import DARK, LIGHT
 from millstream.studies.statistics import Difference, interval, paired_difference
+from stream_river import HELD_OUT
 
 Row: TypeAlias = dict[str, Any]
 Case: TypeAlias = tuple[str, str]  # stream, label delay
@@ -158,8 +159,14 @@ def text(rows: Sequence[Row]) -> str:
     """All tables, as Markdown."""
     if not rows:
         return "Nothing was measured yet."
-    found = verdicts(rows)
-    return "\n\n".join([summary(found), comparison(found), all_methods(rows)])
+    parts = []
+    held_out = [row for row in rows if row["stream"] in HELD_OUT]
+    others = [row for row in rows if row["stream"] not in HELD_OUT]
+    for title, some in (("Streams that nobody tuned on", held_out), ("Streams that the race was tuned on", others)):
+        if some:
+            found = verdicts(some)
+            parts += [f"### {title}", summary(found), comparison(found), all_methods(some)]
+    return "\n\n".join(parts)
 
 
 def summary(found: Sequence[Verdict]) -> str:

@@ -1,4 +1,4 @@
-"""Rates that race: the standings, the engine, its state, and factored second moments. Run: pytest tests/test_race.py"""
+"""Rates that race: the standings, the engine, its state. Run: pytest tests/test_race.py"""
 
 import copy
 import itertools
@@ -19,8 +19,6 @@ from millstream.contracts import Chunk, Outcome, Questions
 from millstream.delay import Delay, LabelDelay
 from millstream.engines import (
     Candidate,
-    FactoredRMSprop,
-    FusedEngine,
     RaceEngine,
     ReferenceEngine,
     Several,
@@ -142,6 +140,41 @@ def test_a_leader_that_is_suddenly_far_worse_is_lost() -> None:
     assert found.is_lost()
 
 
+@pytest.mark.parametrize("size", [512, 300])
+def test_scores_that_rise_a_little_for_long_are_a_change_and_noise_is_none(size: int) -> None:
+    found, rng, changed = Standings(2), np.random.default_rng(0), []
+    for number in range(60):
+        worse = 0.08 if number >= 50 else 0.0  # less than three standard errors of a segment
+        found.see((rng.random((2, size)) < 0.25 + worse).astype(float))
+        found.close()
+        changed.append(found.has_changed())
+    assert not any(changed[:50]) and any(changed[50:55])
+    found.reopen(changed=True)
+    assert not found.has_changed()
+
+
+def test_levels_that_wander_by_themselves_are_soon_no_change_any_more() -> None:
+    found, rng, changed = Standings(1), np.random.default_rng(0), []
+    for number in range(400):  # by four standard errors of a segment
+        found.see((rng.random((1, 512)) < 0.3 + 0.08 * np.sin(number)).astype(float))
+        found.close()
+        changed.append(found.has_changed())
+        if changed[-1]:
+            found.reopen(changed=True)
+    assert sum(changed[:60]) > 0 == sum(changed[60:])
+
+
+def test_whoever_leads_runs_where_nothing_is_wrong_any_more() -> None:
+    """Near 0 a copy is beaten for sure by less than what makes another one lead."""
+    found = Standings(3)
+    for number in range(40):
+        scores = np.full((3, 512), 1e-6)
+        scores[0] = 1.001e-6 if number > 2 else 1e-6
+        found.see(np.where(found.running[:, None], scores, np.nan))
+        found.close()
+        assert found.running[found.leader]
+
+
 # ---------------------------------------------------------------- the engine
 
 
@@ -259,6 +292,40 @@ def test_a_rate_that_explodes_never_answers(seed: int) -> None:
     assert torch.cat(steps).abs().max() < 20_000
 
 
+@pytest.mark.parametrize("delay", [0, 100])
+def test_after_a_change_a_copy_begins_anew_and_leads_where_what_was_learned_misleads(delay: int) -> None:
+    x, y = records(12_000)
+    y[6000:] = 1 - y[6000:]
+    first = (net()[0].weight * 50).detach()
+    model = net()
+    slow = [Candidate("sgd", rate, lambda p, rate=rate: torch.optim.SGD(p, lr=rate)) for rate in (0.02, 0.002)]
+    rule = UpdateRule(model, losses.resolve("cross_entropy"), torch.optim.SGD(model.parameters(), lr=0.0))
+    engine = RaceEngine(rule, slow, "reference")
+    assert torch.equal(engine._first[""].state_dict()["0.weight"] * 50, first)
+    outcomes = learned(engine, list(range(500, 12_000, 500)), (x, y), delay)
+    events = [event for outcome in outcomes for event in outcome.events]
+    begun = [event.position for event in events if event.what == "begins anew"]
+    assert begun and all(6000 <= position <= 8000 for position in begun[:1])
+    right = torch.cat([outcome.outputs for outcome in outcomes]).argmax(1) == y
+    assert right[5000:6000].double().mean() > 0.9 and right[-1000:].double().mean() > 0.9
+    assert engine.standings.running[engine.standings.leader]
+
+
+def test_a_race_resumes_while_a_copy_has_begun_anew() -> None:
+    x, y = records(9000, turn=3000)
+    whole, cut = race(), race()
+    learned(whole, [4000], (x, y))
+    learned(cut, [], (x[:4000], y[:4000]))
+    twin = race()
+    twin.load_state_dict(copy.deepcopy(cut.state_dict()))
+    assert twin.standings.running.tolist() == cut.standings.running.tolist()
+    rest = Chunk(x[4000:], y[4000:], start=4000)
+    assert torch.equal(twin.learn(rest, 1).outputs, cut.learn(rest, 1).outputs)
+    assert all(
+        torch.equal(a, b) for a, b in zip(twin.rule.model.parameters(), whole.rule.model.parameters(), strict=True)
+    )
+
+
 # ---------------------------------------------------------------- models that race
 
 
@@ -306,92 +373,6 @@ def test_bad_input_leaves_finite_weights_and_a_learner_that_still_learns(what: s
             right.append(step.scored.outputs.argmax(1) == step.scored.targets)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert torch.cat(right)[-1500:].double().mean() > 0.9, what
-
-
-# ---------------------------------------------------------------- factored second moments
-
-
-class Tables(nn.Module):
-    def __init__(self, sparse: bool) -> None:
-        super().__init__()
-        self.ids = nn.EmbeddingBag(20, 6, mode="sum", sparse=sparse, padding_idx=0)
-        self.dense, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
-
-    def forward(self, x: dict[str, Tensor]) -> Tensor:
-        out: Tensor = self.last(torch.relu(self.ids(x["ids"]) + self.dense(x["dense"])))
-        return out
-
-
-def of_tables(num: int) -> dict[str, Tensor]:
-    return {"dense": torch.randn(num, 4, dtype=torch.float64), "ids": torch.randint(20, (num, 3))}
-
-
-TIED = nn.Linear(4, 4)
-MODELS = {
-    "layers": (nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 2)), None),
-    "one output": (nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 1)), None),
-    "convolution": (nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)), (1, 4, 4)),
-    "tied": (nn.Sequential(TIED, nn.ReLU(), TIED, nn.Linear(4, 2)), None),
-    "rows": (Tables(sparse=True), of_tables),
-    "a table": (Tables(sparse=False), of_tables),
-}
-
-
-@pytest.mark.parametrize("clip", [None, 0.3])
-@pytest.mark.parametrize("name", MODELS)
-def test_factored_steps_are_the_same_in_both_engines(name: str, clip: float | None) -> None:
-    torch.manual_seed(0)
-    model, shape = copy.deepcopy(MODELS[name])
-    model = model.double()
-    x: Any = shape(250) if callable(shape) else torch.randn(250, *(shape or (4,)), dtype=torch.float64)
-    y = torch.randint(2, (250,))
-    loss = losses.resolve("binary_cross_entropy" if name == "one output" else "cross_entropy")
-    found = []
-    for make in (ReferenceEngine, FusedEngine):
-        twin = copy.deepcopy(model)
-        rule = UpdateRule(twin, loss, FactoredRMSprop(twin.parameters(), lr=0.01), clip_norm=clip)
-        targets = y.double() if name == "one output" else y
-        outcome = make(rule).learn(Chunk(x, targets), 1)
-        assert not outcome.by_reference
-        state = [v for p in twin.parameters() for v in rule.optimizer.state[p].values()]
-        found.append([*twin.parameters(), *state, outcome.outputs])
-    for a, b in zip(*found, strict=True):
-        assert a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=1e-9)
-
-
-def test_a_matrix_of_rank_one_has_the_second_moments_of_rmsprop() -> None:
-    """For one record rows times columns is the mean itself."""
-    torch.manual_seed(0)
-    mine, its = nn.Linear(5, 3, dtype=torch.float64), nn.Linear(5, 3, dtype=torch.float64)
-    its.load_state_dict(mine.state_dict())
-    x = torch.randn(1, 5, dtype=torch.float64)
-    for model, optimizer in (
-        (mine, FactoredRMSprop(mine.parameters(), lr=0.01, most=100)),  # the first step is ten times the rate
-        (its, torch.optim.RMSprop(its.parameters(), lr=0.01)),
-    ):
-        model(x).square().sum().backward()
-        optimizer.step()
-    assert torch.allclose(mine.weight, its.weight, atol=1e-6)
-    assert torch.allclose(mine.bias, its.bias, atol=1e-12)
-
-
-def test_a_step_has_a_bound_where_rows_and_columns_tell_too_little() -> None:
-    model = nn.Linear(4, 4, bias=False)
-    optimizer = FactoredRMSprop(model.parameters(), lr=1.0)
-    for row in (0, 1):  # the second gradient is where the first was not
-        before = model.weight.detach().clone()
-        model.weight.grad = torch.zeros(4, 4)
-        model.weight.grad[row, row] = 1e3 if row == 0 else 1e-3
-        optimizer.step()
-        assert (model.weight - before).square().mean().sqrt() <= 3.0001
-
-
-def test_decay_shrinks_weights_beside_the_step() -> None:
-    model = nn.Linear(3, 2, bias=False)
-    before = model.weight.detach().clone()
-    model.weight.grad = torch.zeros(2, 3)
-    FactoredRMSprop(model.parameters(), lr=0.1, weight_decay=0.5).step()
-    assert torch.allclose(model.weight, before * 0.95)
 
 
 def test_the_default_race_names_its_rates() -> None:

@@ -50,6 +50,14 @@ class Copy:
         if type(self.rule.optimizer) is type(other.rule.optimizer):
             load_but_rates(self.rule.optimizer, other.rule.optimizer.state_dict())
 
+    def begin_anew(self, first: nn.Module, rate: float) -> None:
+        """The weights of another model, and nothing remembered."""
+        with torch.no_grad():
+            for mine, its in zip(tensors_of(self.rule.model), tensors_of(first), strict=True):
+                mine.copy_(its)
+        self.rule.optimizer.state.clear()
+        self.go_to(rate)
+
     def state_dict(self) -> State:
         return {"model": dict(self.rule.model.state_dict()), "optimizer": self.rule.optimizer.state_dict()}
 

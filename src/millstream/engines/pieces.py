@@ -187,6 +187,9 @@ class Pending:
         self._scores: npt.NDArray[np.float64] = np.zeros((num_scores, 0))
         self._numbers = np.zeros(0, np.int64)
 
+    def __len__(self) -> int:
+        return len(self._numbers)
+
     def keep(self, numbers_M: npt.NDArray[np.int64], scores_KM: npt.NDArray[np.float64]) -> None:
         if len(self._numbers) and len(numbers_M) and numbers_M[0] <= self._numbers[-1]:  # another phase has begun
             self._scores, self._numbers = self._scores[:, :0], self._numbers[:0]
@@ -208,6 +211,10 @@ class Pending:
         kept[places] = False
         self._scores, self._numbers = self._scores[:, kept], self._numbers[kept]
         return found
+
+    def forget(self, number: int) -> None:
+        """The scores of one of K are not its any more: NaN."""
+        self._scores[number] = np.nan
 
     def state_dict(self) -> State:
         return {"scores": self._scores, "numbers": self._numbers}

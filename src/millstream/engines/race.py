@@ -10,6 +10,7 @@ Shapes: K copies, N records, M questions.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -35,6 +36,9 @@ __all__ = ["RaceEngine", "wrong"]
 SEGMENT = 512  # records between two looks at who may be stopped
 _SHARE_OF_LOSS = 0.1  # of the score of a class; the rest is whether it was right
 _MOST_LOSS, _MOST_MEANS = 5.0, 20.0  # more than these counts no more: nats of a class, times the mean of a number
+_MOST_LATE = (
+    256  # records that labels are late by, for a rise to count: else copies run for long before they are judged
+)
 _MOST_AT_FIRST = 1e12  # before that mean is known
 _MOST_BYTES = 1 << 30  # of the weights of all copies
 
@@ -64,8 +68,13 @@ class RaceEngine:
         self._kind, fitting = kind, self._entrants.of(kind)[: max(1, _MOST_BYTES // max(1, size))]
         options = self._options.items()
         self._copies = [copied(self.rule, option, each, self._engine) for each in fitting for option in options]
+        num = len(self._copies)
+        if kind == "learn" and len(fitting) > 1 and size * (num + 2 * len(options)) <= _MOST_BYTES:
+            self._copies += [copied(self.rule, option, fitting[0], self._engine) for option in options]
+        self._num_spare = len(self._copies) - num
+        self._first = {name: copy.deepcopy(model) for name, model in options} if self._num_spare else {}
         self._began = [each.name for each in self._copies]
-        self.standings: Board = (Heats if kind == "fit" else Standings)(len(self._copies))
+        self.standings: Board = Heats(num) if kind == "fit" else Standings(len(self._copies), self._num_spare)
         self._in_segment = 0  # records of the segment so far
         self._pending, self._unscored = Pending(len(self._copies)), Unscored()
         self._scale = 0.0  # of losses that are not of classes: the leader's mean
@@ -172,6 +181,7 @@ class RaceEngine:
                 each.state_dict() if runs or self._kind == "learn" else None  # in a fit, nothing stopped runs again
                 for each, runs in zip(self._copies, self.standings.running, strict=True)
             ],
+            "first": {name: dict(model.state_dict()) for name, model in self._first.items()},
             "standings": self.standings.state_dict(),
             "in_segment": self._in_segment,
             "pending": self._pending.state_dict(),
@@ -194,6 +204,8 @@ class RaceEngine:
             each.rate = rate
             if saved is not None:
                 each.load_state_dict(saved)
+        for name, model in self._first.items():
+            model.load_state_dict(state["first"][name])
         self.standings.load_state_dict(state["standings"])
         self._in_segment, self._scale, self._told = state["in_segment"], state["scale"], state["told"]
         self._pending.load_state_dict(state["pending"])
@@ -301,6 +313,8 @@ class RaceEngine:
         self._scale = self.standings.mean_of_leader() or self._scale
         if is_lost:
             self._reopen(position, "the score of the leader has doubled", changed=True)
+        elif self.standings.has_changed() and len(self._pending) <= _MOST_LATE:
+            self._reopen(position, "the score of the leader has risen", changed=True)
         elif self.standings.is_time_to_reopen():
             self._reopen(position, "it was time", changed=False)
 
@@ -320,11 +334,29 @@ class RaceEngine:
             if not (changed and each.is_like(leading) and each.rate < leading.rate):
                 each.take(leading)
         self._tell(position, "all run again", reason)
+        if changed:
+            self._begin_anew(position)
+
+    def _begin_anew(self, position: int) -> None:
+        """What the leader knows may be worth nothing now: a copy learns beside it from the weights of the beginning.
+
+        It is the spare one; if that one leads, the copy that it was the twin of.
+        """
+        leading, num = self._leading, len(self._copies) - self._num_spare
+        for place in range(self._num_spare):
+            number = place if self._copies[num + place] is leading else num + place
+            if self._copies[number].model != leading.model:
+                continue
+            self._copies[number].begin_anew(self._first[leading.model], self._copies[num + place].rate)
+            self._pending.forget(number)
+            self.standings.restart(number)
+            self._tell(position, "begins anew", self._copies[number].name)
 
     def _widen(self, reopened: list[Copy]) -> None:
         """If the leader has the lowest or highest rate of its kind, the one at the other end goes beyond it."""
         leading = self._leading
-        kind = sorted((each for each in self._copies if each.is_like(leading)), key=lambda each: each.rate)
+        regular = self._copies[: len(self._copies) - self._num_spare]
+        kind = sorted((each for each in regular if each.is_like(leading)), key=lambda each: each.rate)
         if len(kind) < 3 or leading not in (kind[0], kind[-1]):
             return
         is_lowest = leading is kind[0]

@@ -26,6 +26,8 @@ _FIRST_PAUSE = 5000  # records until the copies that were stopped run again; dou
 _SETTLED = 4096  # records after which a leader that was not overtaken is left alone, the others stopped one by one
 _ONE_BY_ONE = 1024  # records between two of these
 _LOST, _LOST_SURE = 2.0, 8.0  # times its mean score, and standard errors, in one segment: something has happened
+_WATCHED, _KEPT_USUAL = 4, 0.95  # segments before one can be worse than usual; kept of what is usual, by a segment
+_SLACK, _ALARM = 0.5, 3.0  # standard errors above the usual that count as nothing; a sum of the others that is a change
 
 
 class Board(abc.ABC):
@@ -60,9 +62,17 @@ class Board(abc.ABC):
         """Whether the segment that is about to be closed was far worse for the leader than those before it."""
         return False
 
+    def has_changed(self) -> bool:
+        """Whether the leader's scores have risen above what is usual, as of the segment that was closed last."""
+        return False
+
     def is_time_to_reopen(self) -> bool:
         """Whether those that were stopped should have another chance."""
         return False
+
+    def restart(self, number: int) -> None:
+        """Lets a copy run that begins anew: it may be as good as the leader, and nothing else is known of it."""
+        self.running[number] = True
 
     def reopen(self, *, changed: bool = False) -> list[int]:
         """Lets those that were stopped run on from where the leader is, and gives them."""
@@ -81,10 +91,13 @@ class Standings(Board):
     """Discounted sums of the scores of K copies, lower is better, and of their products for paired differences.
 
     Scores are taken in by segments: ``see`` for those whose labels have come, ``close`` at the end of a segment.
+    The last ``num_spare`` of the copies run only when they are told to begin anew.
     """
 
-    def __init__(self, num_copies: int) -> None:
+    def __init__(self, num_copies: int, num_spare: int = 0) -> None:
         super().__init__(num_copies)
+        self._is_spare = np.arange(num_copies) >= num_copies - num_spare
+        self.running[self._is_spare] = False
         self._sums = np.zeros(num_copies)
         self._products = np.zeros((num_copies, num_copies))
         self._weight = self._squared_weight = 0.0
@@ -92,6 +105,9 @@ class Standings(Board):
         self._num_seen = 0
         self._opened_at, self._pause = 0, _FIRST_PAUSE
         self._led_before, self._led_since, self._dropped_at = 0, 0, 0
+        self._usual, self._num_watched = 0.0, 0
+        self._spread = 1.0  # of the squares of segments above the usual, in standard errors
+        self._worse, self._has_changed = 0.0, False
 
     def see(self, scores_KN: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
         num = scores_KN.shape[1]
@@ -117,6 +133,7 @@ class Standings(Board):
         size = scores_KS.shape[1]
         if not size:
             return []
+        self._watch(scores_KS[self.leader])
         powers_S = KEPT ** np.arange(size - 1, -1, -1.0)
         kept = KEPT**size
         self._sums = kept * self._sums + scores_KS @ powers_S
@@ -126,6 +143,8 @@ class Standings(Board):
         self._segment = np.zeros((len(self.running), 0))
         stopped = [number for number in np.flatnonzero(self.running).tolist() if self._is_beaten(number)]
         self.running[stopped] = False
+        if not self.running[self.leader]:  # beaten by less than what makes another copy lead: scores are near 0
+            self.leader = int(np.where(self.running, self._sums, np.inf).argmin())
         return stopped + self._settled()
 
     def is_lost(self) -> bool:
@@ -137,32 +156,60 @@ class Standings(Board):
         now = scores.mean()
         return bool(now > _LOST * mean and now - mean > _LOST_SURE * np.sqrt(variance / len(scores)))
 
+    def has_changed(self) -> bool:
+        return self._has_changed
+
     def is_time_to_reopen(self) -> bool:
         """Whether those that were stopped should have another chance: more and more seldom while nothing happens."""
-        return not self.running.all() and self._num_seen - self._opened_at >= self._pause + _ENOUGH
+        return not (self.running | self._is_spare).all() and self._num_seen - self._opened_at >= self._pause + _ENOUGH
 
     def reopen(self, *, changed: bool = False) -> list[int]:
         """Lets all copies run on from where the leader is. Gives those that were stopped.
 
         ``changed`` is for a world that is known to have changed: what was learned about the copies counts less still.
         """
-        reopened = np.flatnonzero(~self.running).tolist()
+        reopened = np.flatnonzero(~self.running & ~self._is_spare).tolist()
         self._pause = _FIRST_PAUSE if changed else 2 * self._pause
+        if changed:
+            self._worse, self._num_watched, self._has_changed = 0.0, 0, False
         self._opened_at = self._num_seen
-        self._sums[reopened] = self._sums[self.leader]
-        for number in reopened:
-            self._products[number] = self._products[self.leader]
-            self._products[:, number] = self._products[:, self.leader]
+        self._equal_leader(reopened)
         self._sums *= _KEPT_AT_REOPENING
         self._products *= _KEPT_AT_REOPENING
         self._weight *= _KEPT_AT_REOPENING
         self._squared_weight *= _KEPT_AT_REOPENING**2
-        self.running[:] = True
+        self.running[~self._is_spare] = True
         return reopened
+
+    def restart(self, number: int) -> None:
+        self._equal_leader([number])
+        super().restart(number)
 
     def mean_of_leader(self) -> float:
         """The leader's discounted mean score; 0 before there is one."""
         return float(self._sums[self.leader] / self._weight) if self._weight else 0.0
+
+    def _watch(self, scores_S: npt.NDArray[np.float64]) -> None:
+        """Compares a segment of the leader with what is usual, by a CUSUM test (Page, Biometrika 41, 1954).
+
+        Where neighbours in time are alike, means of segments vary more than their records say, and count less.
+        """
+        now, error = float(scores_S.mean()), 0.0
+        if self._num_watched >= _WATCHED and now > self._usual and self._weight:
+            mean = self._sums[self.leader] / self._weight
+            variance = max(self._products[self.leader, self.leader] / self._weight - mean**2, 1e-12)
+            error = float((now - self._usual) / np.sqrt(variance / len(scores_S)))
+            self._spread += (1 - _KEPT_USUAL) * (min(error**2, 9 * self._spread) - self._spread)
+        self._worse = max(0.0, self._worse + error / max(self._spread, 1.0) ** 0.5 - _SLACK)
+        self._usual += (now - self._usual) * max(1 / (self._num_watched + 1), 1 - _KEPT_USUAL)
+        self._num_watched += 1
+        self._has_changed = self._worse > _ALARM
+
+    def _equal_leader(self, numbers: list[int]) -> None:
+        self._sums[numbers] = self._sums[self.leader]
+        for number in numbers:
+            self._products[number] = self._products[self.leader]
+            self._products[:, number] = self._products[:, self.leader]
 
     def _settled(self) -> list[int]:
         """The worst of those that run beside a leader of long standing."""
