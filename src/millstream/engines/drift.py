@@ -107,7 +107,7 @@ class DriftEngine(Piecewise):
                 errors = self._errors(outcome, questions.chunk.targets)[None]
                 if not questions.labelled:
                     errors = self._unscored.kept({0: outcome}, np.zeros(errors.shape, bool))
-                self._pending.forget(questions.oldest)
+                self._pending.drop_before(questions.oldest)
                 self._pending.keep(questions.chunk.numbers, errors)
             if piece.numbers is None or not len(piece):
                 return

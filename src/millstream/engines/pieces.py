@@ -198,7 +198,7 @@ class Pending:
         self._scores = np.concatenate([self._scores, scores_KM], axis=1)
         self._numbers = np.concatenate([self._numbers, numbers_M])
 
-    def forget(self, oldest: int) -> None:
+    def drop_before(self, oldest: int) -> None:
         """Nobody asks for what came before this number any more."""
         first = int(np.searchsorted(self._numbers, oldest))
         self._scores, self._numbers = self._scores[:, first:], self._numbers[first:]

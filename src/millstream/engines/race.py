@@ -273,7 +273,7 @@ class RaceEngine:
         scores = self._scores(outcomes, chunk.targets)
         if not asked.labelled:
             scores = self._unscored.kept(outcomes, np.isnan(scores))
-        self._pending.forget(asked.oldest)
+        self._pending.drop_before(asked.oldest)
         self._pending.keep(chunk.numbers, scores)
 
     def _known(self, lessons: Chunk) -> npt.NDArray[np.float64]:
