@@ -47,6 +47,7 @@ class Books:
         self._sink = sinks.open_sink(str(outcomes)) if isinstance(outcomes, str | Path) else outcomes
         self._publisher = Publisher(publish) if isinstance(publish, str | Path) else publish
         self._sunk: State | None = None  # what the sink said when it was last asked to commit
+        self._published: State | None = None  # of the publisher, when it was loaded
 
     def begin(self) -> None:
         """A new phase begins."""
@@ -120,7 +121,7 @@ class Books:
             "guard": self._guard.state_dict(),
             "metrics": None if self.metrics is None else self.metrics.state_dict(),
             "outcomes": self._sunk,
-            "publisher": None if self._publisher is None else self._publisher.state_dict(),
+            "publisher": self._published if self._publisher is None else self._publisher.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -129,17 +130,24 @@ class Books:
         if state["metrics"] is not None:
             self.metrics = Metrics(**state["metrics"]["settings"])
             self.metrics.load_state_dict(state["metrics"])
-        if self._sink is None and state["outcomes"] is not None:
-            raise CheckpointError(
-                got="a run whose outcomes went somewhere",
-                wanted="the same sink",
-                do="name it as before (--outcomes): outcomes would be missing there",
-            )
+        self._sunk, self._published = state["outcomes"], state["publisher"]
         if self._sink is not None:
-            self._sink.restore(state["outcomes"])
-        self._sunk = state["outcomes"]
-        if self._publisher is not None and state["publisher"] is not None:
-            self._publisher.load_state_dict(state["publisher"])
+            self._sink.restore(self._sunk)
+        if self._publisher is not None and self._published is not None:
+            self._publisher.load_state_dict(self._published)
+
+    def check_goes_on(self) -> None:
+        """Refuses to go on with a run that hands its outcomes on, or publishes, if nothing here does so."""
+        for part, state, name in (
+            (self._sink, self._sunk, "outcomes"),
+            (self._publisher, self._published, "publish"),
+        ):
+            if part is None and state is not None:
+                raise CheckpointError(
+                    got=f"a run that was begun with --{name}",
+                    wanted="what comes to go to the same place",
+                    do=f"add --{name} as it was",
+                )
 
     def _hand_on(self, sink: Sink, scored: Scored, chunk: Chunk, places: npt.NDArray[np.int64]) -> None:
         """What was predicted; where labels come by themselves, these are rows of their own."""

@@ -151,7 +151,13 @@ class Run:
                 wanted=f"one of {', '.join(kept)}",
                 do="name one of them",
             )
-        checkpoint.verify(self.checkpoints / number)
+        stands = _journaled(checkpoint.verify(self.checkpoints / number))
+        if skip is not None and (stands is None or skip[0] < stands):
+            raise SettingError(
+                got=f"positions from {skip[0]} on, which checkpoint {number} has learned",
+                wanted="positions of the journal that come after it" if stands is None else f"{stands} or later",
+                do="go back to an older checkpoint, or leave out --skip",
+            )
         self.refer(rollback=number, skip=skip)
         checkpoint.drop_after(self.checkpoints, number)
 
@@ -179,12 +185,8 @@ class Run:
         """Drops old segments of the journal that no checkpoint needs. The oldest that is kept must still be whole."""
         if self.journal.num_segments < 2:
             return
-        phase = checkpoint.verify(checkpoint.kept(self.checkpoints)[0])["phase"] or {}
-        place = phase.get("left") or phase.get("before")
-        if isinstance(place, dict) and "journal" in place:
-            self.journal.forget(place["journal"])
-        else:
-            self.journal.forget(self.journal.head.position)
+        needed = _journaled(checkpoint.verify(checkpoint.kept(self.checkpoints)[0]))
+        self.journal.forget(self.journal.head.position if needed is None else needed)
 
     def _take_lock(self) -> None:
         try:
@@ -196,6 +198,13 @@ class Run:
                 wanted="a run of one's own",
                 do="wait for it, close it (trainer.close()), or name another folder with --run",
             ) from error
+
+
+def _journaled(state: State) -> int | None:
+    """Up to where a checkpoint has learned what is in the journal; None where it has read nothing of it."""
+    phase = state["phase"] or {}
+    place = phase.get("left") or phase.get("before")
+    return place["journal"] if isinstance(place, dict) and "journal" in place else None
 
 
 def _close(commits: Commits, lines: Iterable[Lines | Journal], lock: TextIO) -> None:

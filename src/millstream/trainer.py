@@ -242,6 +242,7 @@ class Trainer:
             return []
         state, warnings = self.run.restore()
         self.load_state_dict(state)
+        self._books.check_goes_on()
         return warnings
 
     def close(self) -> None:
