@@ -34,8 +34,10 @@ _HOMES = {
     "Target": "schema",
     "Trainer": "trainer",
     "as_source": "sources",
+    "change": "decisions",
     "check": "studies.check",
     "compile": "engines",
+    "follow": "assembly",
     "hold_out": "sources",
     "infer": "features",
     "load": "assembly",
@@ -61,8 +63,10 @@ __all__ = [
     "Target",
     "Trainer",
     "as_source",
+    "change",
     "check",
     "compile",
+    "follow",
     "hold_out",
     "infer",
     "load",
@@ -70,8 +74,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from millstream.assembly import load
+    from millstream.assembly import follow, load
     from millstream.contracts import Chunk
+    from millstream.decisions import change
     from millstream.engines import FactoredRMSprop, compile
     from millstream.errors import (
         CheckpointError,

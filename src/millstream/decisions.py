@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from millstream.errors import DataError, SettingError
+from millstream.errors import CheckpointError, SettingError
 from millstream.journal import Draft, Journal, Kind
 from millstream.storage import replace, storage_errors
 
-__all__ = ["Decisions", "check_wish", "leave_wish"]
+__all__ = ["Decisions", "change"]
 
 _DECISIONS: tuple[Kind, ...] = ("decision",)
 _MOST_BYTES = 4096
@@ -69,9 +69,17 @@ class Decisions:
         return sorted(path for path in self._inbox.iterdir() if path.suffix == ".json")
 
 
-def leave_wish(folder: Path, wish: dict[str, Any]) -> Path:
-    """Leaves a wish for the run in ``folder``, which takes it up between two chunks."""
-    check_wish(wish)
+def change(run: str | Path, *, learning_rate: float) -> Path:
+    """Changes a run that is at work, here or in another process: it takes the rate from its next chunk on.
+
+    Gives the file that the wish lies in until then. Raises ``CheckpointError`` where there is no run, and
+    ``SettingError`` for a rate that is none.
+    """
+    folder = Path(run)
+    if not (folder / "checkpoints").is_dir():
+        raise CheckpointError(got=f"no run in {run}", wanted="the folder of a run", do="name the one given with --run")
+    wish = {"learning_rate": learning_rate}
+    _check(wish)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}.json"
     path = folder / "inbox" / name
     with storage_errors(folder, do="make room, or allow writing there"):
@@ -79,7 +87,7 @@ def leave_wish(folder: Path, wish: dict[str, Any]) -> Path:
     return path
 
 
-def check_wish(wish: dict[str, Any]) -> None:
+def _check(wish: dict[str, Any]) -> None:
     """Refuses a wish that no run can take up."""
     rate = wish.get("learning_rate")
     is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
@@ -98,7 +106,7 @@ def _read(path: Path) -> dict[str, Any] | None:
             wish = json.loads(file.read(_MOST_BYTES))
         if not isinstance(wish, dict):
             return None
-        check_wish(wish)
-    except (OSError, ValueError, DataError):
+        _check(wish)
+    except (OSError, ValueError):
         return None
     return wish

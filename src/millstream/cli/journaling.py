@@ -13,8 +13,8 @@ import pyarrow as pa
 from millstream import assembly, checkpoint, sources
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import counted, err
-from millstream.decisions import leave_wish
-from millstream.errors import CheckpointError, DataError, SettingError
+from millstream.decisions import change as leave_wish
+from millstream.errors import DataError, SettingError
 from millstream.journal import Draft, Journal, JournalReader, Kind
 from millstream.journal import accept_loss as give_up
 from millstream.journal import verify as verify_journal
@@ -97,9 +97,7 @@ def accept_loss(folder: str) -> None:
 
 def change(run: str, learning_rate: float) -> None:
     """Leaves a wish for a run that is at work, or that will go on."""
-    if not (Path(run) / "checkpoints").is_dir():
-        raise CheckpointError(got=f"no run in {run}", wanted="the folder of a run", do="name the one given with --run")
-    leave_wish(Path(run), {"learning_rate": learning_rate})
+    leave_wish(run, learning_rate=learning_rate)
     print(f"the run takes a rate of {learning_rate:g} from its next chunk on; see events.jsonl in {run}")
 
 
