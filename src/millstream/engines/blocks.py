@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from millstream.engines.criterion import Labels
 from millstream.engines.kernels import blocks, layout, learning, steps, tables
-from millstream.engines.program import Bound, Program
+from millstream.engines.program import ALIGNMENT, Bound, Program
 
 __all__ = ["Blocks", "Call"]
 
@@ -111,7 +111,7 @@ class Blocks:
         for start in range(first, last, _BLOCK):
             stop = min(start + _BLOCK, last)
             rows = dials if len(dials) == 1 else dials[applied : applied + stop - start]
-            applied += self._block(call, inputs[start:stop], start, stop, rows)
+            applied += self._block(call, _aligned(inputs[start:stop]), start, stop, rows)
         self._program.network[tables.BLOCK_SIZE] = 0
         return applied
 
@@ -141,3 +141,8 @@ class Blocks:
             own = 1.0
         weight.addmm_((delta * factors[0, :, None]).T, inputs, beta=own)
         return applied
+
+
+def _aligned(rows: Tensor) -> Tensor:
+    """The same numbers where torch would have put them: a BLAS takes sums in another order at other addresses."""
+    return rows.clone() if rows.data_ptr() % ALIGNMENT else rows

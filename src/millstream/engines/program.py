@@ -20,9 +20,9 @@ from millstream.engines.optimizers import OptimizerState, tables_by_rows, takes_
 from millstream.engines.randomness import scale_of
 from millstream.engines.rule import UpdateRule
 
-__all__ = ["Bound", "Program"]
+__all__ = ["ALIGNMENT", "Bound", "Program"]
 
-_ALIGNMENT = 64  # bytes of a cache line and of the widest vector
+ALIGNMENT = 64  # bytes of a cache line and of the widest vector
 
 
 class Bound(NamedTuple):
@@ -212,9 +212,9 @@ class Program:
     def _allot(self, size: int, dtype: torch.dtype | None = None) -> Tensor:
         """Room for so many numbers, at an address that vectors like."""
         dtype = dtype or self._dtype
-        spare = _ALIGNMENT // dtype.itemsize
+        spare = ALIGNMENT // dtype.itemsize
         room = torch.zeros(size + spare, dtype=dtype)
-        first = -room.data_ptr() % _ALIGNMENT // dtype.itemsize
+        first = -room.data_ptr() % ALIGNMENT // dtype.itemsize
         self._rooms.append(room)
         return room[first : first + size]
 
