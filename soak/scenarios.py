@@ -85,7 +85,7 @@ class Scenario:
             how["label_delay"] = self.delay
         if self.source == "pipe":
             return functools.partial(_pipe_job, self, data, how)
-        return learning(lambda: (self.trainer(), self._open(data)), **how)
+        return learning(lambda: (self.trainer(), self.open(data)), **how)
 
     def is_judged(self, name: str) -> bool:
         """Whether what has this name must be the same: a pipe that goes on counts its lines anew, and its cuts, which
@@ -128,7 +128,7 @@ class Scenario:
         rate = float(self.update_size)  # an update is the mean of its records
         return millstream.Trainer(model, tally.minus, torch.optim.SGD(model.parameters(), lr=rate), **settings)
 
-    def _open(self, data: Path) -> Any:
+    def open(self, data: Path) -> Any:
         if self.source in _FILES:
             return sources.FileSource(data / f"{self.size}.{self.source}", on_error="quarantine")
         records = _records(self.num_records)

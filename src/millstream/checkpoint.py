@@ -26,7 +26,7 @@ from torch import Tensor
 from millstream.contracts import State
 from millstream.errors import CheckpointError
 from millstream.rows import csr
-from millstream.storage import storage_errors, sync
+from millstream.storage import make_folder, storage_errors, sync
 
 __all__ = ["GO_ON", "exists", "newest", "read", "write"]
 
@@ -43,8 +43,9 @@ def write(folder: Path, state: State, *, keep: int = 3) -> Path:
     tensors: dict[str, Tensor] = {}
     tree = _flatten(state, "", tensors, {})
     with storage_errors(folder, do=GO_ON):
-        folder.mkdir(parents=True, exist_ok=True)
         number = max((int(path.name) for path in _folders(folder)), default=-1) + 1
+        if not number:
+            make_folder(folder)
         temporary, final = folder / f".new-{number:08d}", folder / f"{number:08d}"
         for left_over in folder.glob(".new-*"):  # of a process that was killed while it wrote
             _remove(left_over)
@@ -72,11 +73,19 @@ def read(path: Path) -> State:
         tree = json.loads((path / _STATE).read_text(encoding="utf-8"))
         # A tensor that is mapped from the file may be unaligned, which changes the bits of later products: copy.
         tensors = {name: torch.empty_like(t).copy_(t) for name, t in load_file(path / _TENSORS).items()}
+        state: State = _restore(tree, tensors)
+        if not isinstance(state, dict):
+            raise TypeError("state is no object")
     except (OSError, SafetensorError) as error:  # a trainer at work has dropped it meanwhile
         raise CheckpointError(
             got=f"a checkpoint that went away: {path}", wanted="one that stays", do="read the newest one again"
         ) from error
-    state: State = _restore(tree, tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # sealed, but not by Millstream
+        raise CheckpointError(
+            got=f"state that cannot be read in {path} ({type(error).__name__})",
+            wanted="a checkpoint that Millstream wrote",
+            do="use the one before it; a run that is resumed does so by itself",
+        ) from error
     return state
 
 

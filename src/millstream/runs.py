@@ -6,20 +6,24 @@
               /dead_letters.jsonl   one line per refused record, with its reason
               /events.jsonl         one line per decision: which rate leads, drift
 
-Lines that were written after the last commit are cut off when the run resumes: they will be written again.
+Lines that were written after the last commit are cut off when the run resumes: they will be written again. Lines that
+could not be written or synced end this open run: a second sync may say that all is well, when what it should have
+written is lost.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import platform
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import numpy
 import pyarrow
@@ -27,10 +31,13 @@ import torch
 
 from millstream import checkpoint
 from millstream.contracts import Event, Rejection, State
-from millstream.errors import CheckpointError, SettingError
-from millstream.storage import storage_errors
+from millstream.errors import CheckpointError, SettingError, StorageError
+from millstream.storage import make_folder, storage_errors, sync
 
 __all__ = ["Run", "numerics"]
+
+_PART_BYTES = 1 << 20
+_NAME_IT = "name the folder that was given with --run"
 
 
 class Run:
@@ -46,7 +53,7 @@ class Run:
                 do="name it, or leave out --resume",
             )
         with storage_errors(self.folder, do="make room, allow writing, or name another folder with --run"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._lock = (self.folder / "lock").open("a")
         self._take_lock()
         if not resume and checkpoint.exists(self.checkpoints):
@@ -60,43 +67,49 @@ class Run:
             self._metrics = self._open("metrics.jsonl", keep=resume)
             self._dead_letters = self._open("dead_letters.jsonl", keep=resume)
             self._events = self._open("events.jsonl", keep=resume)
+            sync(self.folder)  # the names of these files: a synced file without a name is lost with the power
         self._lines = {"metrics": self._metrics, "dead_letters": self._dead_letters, "events": self._events}
+        self._failure: StorageError | None = None
         # A run that is dropped gives its lock back, whether or not anybody closed it.
-        self.close = weakref.finalize(self, _close, (*self._lines.values(), self._lock))
+        self.close = weakref.finalize(self, _close, (*(one.file for one in self._lines.values()), self._lock))
 
     def commit(self, state: State) -> Path:
         """Makes the lines and the state durable, lines first: a state never speaks of lines that are not there."""
-        with storage_errors(self.folder, do=checkpoint.GO_ON):
-            sizes = {}
-            for name, file in self._lines.items():
-                file.flush()
-                os.fsync(file.fileno())
-                sizes[name] = file.tell()
-        run = {"bytes": sizes}
+        with self._writing():
+            for lines in self._lines.values():
+                lines.sync()
+        sizes = {name: lines.num_bytes for name, lines in self._lines.items()}
+        run = {"bytes": sizes, "sha256": {name: lines.digest() for name, lines in self._lines.items()}}
         return checkpoint.write(self.checkpoints, {**state, "run": run, "numerics": numerics()}, keep=self._keep)
 
     def restore(self) -> tuple[State, list[str]]:
         """The newest whole state, the lines cut back to it, and warnings: damaged checkpoints, other numerics."""
         state, _, problems = checkpoint.newest(self.checkpoints)
-        with storage_errors(self.folder, do=checkpoint.GO_ON):
-            for name, file in self._lines.items():
-                file.truncate(min(state["run"]["bytes"][name], file.seek(0, os.SEEK_END)))
-                file.seek(0, os.SEEK_END)
+        try:
+            run, was_here = dict(state["run"]), dict(state["numerics"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                got=f"state that is not of a run in {self.checkpoints}", wanted="that of a trainer with a run", do=_NAME_IT
+            ) from error
+        with self._writing():
+            for name, lines in self._lines.items():
+                if not lines.cut_back(run["bytes"][name], run.get("sha256", {}).get(name)):
+                    problems.append(f"{lines.path.name} is not as it was committed: damaged, or lines are missing")
         here = numerics()
         problems += [
             f"{name} was {was}, is {here.get(name)}: results may differ in the last bits"
-            for name, was in state["numerics"].items()
+            for name, was in was_here.items()
             if here.get(name) != was
         ]
         return state, problems
 
     def report(self, line: Mapping[str, Any]) -> None:
-        with storage_errors(self.folder, do=checkpoint.GO_ON):
+        with self._writing():
             self._metrics.write(json.dumps(line) + "\n")
 
     def note(self, events: Sequence[Event]) -> None:
         """Writes down what was decided while learning."""
-        with storage_errors(self.folder, do=checkpoint.GO_ON):
+        with self._writing():
             for event in events:
                 self._events.write(json.dumps(dataclasses.asdict(event)) + "\n")
 
@@ -104,7 +117,7 @@ class Run:
         """Writes refused records down; ``start`` is the position of their chunk."""
         if not rejected:
             return
-        with storage_errors(self.folder, do=checkpoint.GO_ON):
+        with self._writing():
             for item in rejected:
                 line = {
                     "position": start + item.offset,
@@ -114,8 +127,20 @@ class Run:
                 }
                 self._dead_letters.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def _open(self, name: str, *, keep: bool) -> TextIO:
-        return (self.folder / name).open("a" if keep else "w", encoding="utf-8")
+    def _open(self, name: str, *, keep: bool) -> _Lines:
+        return _Lines(self.folder / name, keep=keep)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around what changes the files of lines; nothing does any more once that has failed."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            with storage_errors(self.folder, do=checkpoint.GO_ON):
+                yield
+        except StorageError as error:
+            self._failure = error
+            raise
 
     def _take_lock(self) -> None:
         try:
@@ -129,9 +154,43 @@ class Run:
             ) from error
 
 
-def _close(files: Iterable[TextIO]) -> None:
+class _Lines:
+    """A file of lines with the hash of all that it holds."""
+
+    def __init__(self, path: Path, *, keep: bool) -> None:
+        self.path = path
+        self.file = path.open("ab" if keep else "wb")
+        self.num_bytes, self._hash = 0, hashlib.sha256()
+
+    def write(self, text: str) -> None:
+        data = text.encode()
+        self.file.write(data)
+        self._hash.update(data)
+        self.num_bytes += len(data)
+
+    def sync(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def cut_back(self, num_bytes: int, digest: str | None) -> bool:
+        """Goes back to the first ``num_bytes``; False where they are not the ones with this digest (None: unknown)."""
+        self.file.truncate(min(num_bytes, self.file.seek(0, os.SEEK_END)))
+        self.num_bytes = self.file.seek(0, os.SEEK_END)
+        with self.path.open("rb") as file:
+            self._hash = hashlib.sha256()
+            while part := file.read(_PART_BYTES):
+                self._hash.update(part)
+        return self.num_bytes == num_bytes and digest in (None, self.digest())
+
+
+def _close(files: Iterable[IO[Any]]) -> None:
     for file in files:
-        file.close()
+        # What a full disk does not take now was not committed, and is cut off anyway.
+        with suppress(OSError):
+            file.close()
 
 
 def numerics() -> dict[str, Any]:

@@ -18,6 +18,7 @@ import select
 import shutil
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -27,7 +28,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, hub
 
 from millstream import checkpoint
 from millstream.contracts import State
@@ -35,7 +36,7 @@ from millstream.errors import MillstreamError, ModelError, SettingError
 from millstream.studies.survival import Survival
 from millstream.trainer import Trainer
 
-__all__ = ["Job", "Note", "Rehearsal", "check_kills", "fingerprints", "learning"]
+__all__ = ["Job", "Note", "Process", "Rehearsal", "check_kills", "differences", "fingerprints", "learning"]
 
 LINES = ("metrics.jsonl", "events.jsonl", "dead_letters.jsonl")
 _CLOCKS = {"phase.seconds"}
@@ -51,12 +52,23 @@ class Note:
     """What a process that may be killed tells its parent: how far it is, and how many records it has learned."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 16)  # shared with what is forked from here on
+        self._memory = mmap.mmap(-1, 24)  # shared with what is forked from here on
 
     def stage(self, number: int, num_records: int | None = None) -> None:
         self._memory[0] = number
         if num_records is not None:
             self._memory[8:16] = num_records.to_bytes(8, "little")
+
+    def committed(self) -> None:
+        """What was learned so far is said to be durable."""
+        self._memory[16:24] = self._memory[8:16]
+
+    def promised(self) -> int:
+        """How many records the last commit that returned holds."""
+        return int.from_bytes(self._memory[16:24], "little")
+
+    def begin(self) -> None:
+        self._memory[:] = bytes(24)
 
     def cut_short(self) -> None:
         self._memory[1] = 1
@@ -161,9 +173,11 @@ def learning(make: Callable[[], tuple[Trainer, Any]], limit: _Limit | None = Non
                 if draws is not None and draws.random() < _COMMITS:
                     note.stage(_COMMITTING)
                     trainer.commit()
+                    note.committed()
                     note.stage(_LEARNING)
         note.stage(_COMMITTING)
         trainer.commit()
+        note.committed()
         trainer.close()
 
     return job
@@ -213,16 +227,16 @@ class Rehearsal:
         return stages, differences(self._alone, fingerprints(folder))
 
     @contextlib.contextmanager
-    def _process(self, folder: Path, draws: random.Random | None) -> Iterator[_Process]:
-        self._note.stage(_STARTING)
-        process = _Process(lambda: self._job(folder, self._note, draws))
+    def _process(self, folder: Path, draws: random.Random | None) -> Iterator[Process]:
+        self._note.begin()
+        process = Process(lambda: self._job(folder, self._note, draws))
         try:
             yield process
         finally:
             process.kill()
 
 
-class _Process:
+class Process:
     """A fork of this process that does one thing, tells of its failure through a pipe, and may be killed."""
 
     def __init__(self, do: Callable[[], None]) -> None:
@@ -271,6 +285,8 @@ def _do_and_exit(do: Callable[[], None], told: int) -> None:
     """The life of a forked process. Nothing of its parent's runs in it: no handlers at exit, no output."""
     try:
         os.setpgid(0, 0)
+        if hasattr(hub.tqdm, "set_lock"):  # torch.fx takes it; that of tqdm is one for all forks, held for ever by the dead
+            hub.tqdm.set_lock(threading.RLock())
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 1)
         os.dup2(null, 2)
