@@ -35,7 +35,7 @@ FEW = (Scenario("csv", "adam", "fused", 1), Scenario("tensors", engine="fused", 
 _LINES = ("metrics.jsonl", "events.jsonl", "dead_letters.jsonl")
 
 
-def corrupt(num: int, seed: int, *, seconds: float | None = None) -> Finding:
+def corrupt(num: int, seed: int, *, seconds: float | None = None, stop_at_first: bool = False) -> Finding:
     """Damages ``num`` copies of stopped runs, one after another."""
     began = time.monotonic()
     found = Finding("corruption", "")
@@ -44,7 +44,11 @@ def corrupt(num: int, seed: int, *, seconds: float | None = None) -> Finding:
         place = Path(folder)
         write_data(place)
         stopped = [_stopped(scenario, place) for scenario in FEW]
-        while found.num < num and (seconds is None or time.monotonic() - began < seconds):
+        while (
+            found.num < num
+            and not (stop_at_first and found.bad)
+            and (seconds is None or time.monotonic() - began < seconds)
+        ):
             draws = random.Random(f"{seed}/{found.num}")
             scenario, original, alone = stopped[found.num % len(stopped)]
             copy = place / "copy"

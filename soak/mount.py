@@ -68,7 +68,7 @@ def mounted(folder: Path) -> Iterator[Disk]:
     process = subprocess.Popen([sys.executable, "-m", "soak.lossy", str(folder)], cwd=root, stderr=subprocess.PIPE)
     try:
         ends = time.monotonic() + _MOST_SECONDS
-        while not os.path.ismount(folder):  # noqa: PTH111
+        while not os.path.ismount(folder):
             if process.poll() is not None or time.monotonic() > ends:
                 assert process.stderr is not None
                 raise RuntimeError(f"the lossy file system does not start: {process.stderr.read().decode()[-300:]}")

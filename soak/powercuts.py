@@ -19,7 +19,7 @@ from soak.mount import Disk, mounted, why_not
 from soak.report import Finding
 from soak.scenarios import Scenario, write_data
 
-__all__ = ["FEW", "cut_power"]
+__all__ = ["FEW", "cut_power", "left_alone", "lost"]
 
 MOST_CUTS = 10  # of one run
 SHARES = (0.0, 0.5, 0.9)  # of what was not synced survives
@@ -54,7 +54,7 @@ def cut_power(
             scenario, draws = scenarios[turn % len(scenarios)], random.Random(f"{seed}/{turn}")
             job = within(scenario.job(Path(folder)))
             if scenario not in alone:
-                alone[scenario] = _alone(job, Path(folder) / f"alone-{turn}")
+                alone[scenario] = left_alone(job, Path(folder) / f"alone-{turn}")
             most = min(MOST_CUTS, num_cuts - found.num)
             cuts = _Cuts(disk, scenario, job, disk.folder / f"runs-{turn}" / "run", draws, alone[scenario][1])
             found.bad += [f"{scenario.name}: {text}" for text in cuts.run(most, alone[scenario][0])]
@@ -67,7 +67,8 @@ def cut_power(
     return found
 
 
-def _alone(job: Job, folder: Path) -> tuple[dict[str, str], float]:
+def left_alone(job: Job, folder: Path) -> tuple[dict[str, str], float]:
+    """What an undisturbed run on an ordinary disk comes to, and how long it takes."""
     started = time.monotonic()
     process = Process(lambda: job(folder, Note(), None))
     process.wait(None)
@@ -105,28 +106,29 @@ class _Cuts:
                 return [f"after {self.num} cuts it does not go on: {error}"]
             finally:
                 process.kill()
-            if lost := self._lost(promised):
-                return lost
+            if less := lost(self._folder, promised):
+                return less
             if has_ended:
                 break
         found = differences(alone, fingerprints(self._folder))
         return [name for name in found if self._scenario.is_judged(name)] + self._scenario.complaints(self._folder)
 
-    def _lost(self, promised: int) -> list[str]:
-        """What the disk has less than what was promised."""
-        folder = self._folder / "checkpoints"
-        if not checkpoint.exists(folder):
-            return [f"{promised} records were committed, and no checkpoint is left"] if promised else []
-        try:
-            state, _, problems = checkpoint.newest(folder)
-        except CheckpointError as error:
-            return [f"the checkpoints do not fit: {error}"]
-        found = [f"a torn checkpoint has its final name: {text}" for text in problems]
-        kept = 0 if state["phase"] is None else state["phase"]["records"]
-        if kept < promised:
-            found.append(f"{promised} records were committed, {kept} are left")
-        for name, size in state["run"]["bytes"].items():
-            path = self._folder / f"{name}.jsonl"
-            if not path.exists() or path.stat().st_size < size:
-                found.append(f"{path.name} is shorter than the {size} bytes that were committed")
-        return found
+
+def lost(run: Path, promised: int) -> list[str]:
+    """What a run folder has less than what was promised: that so many records are committed."""
+    folder = run / "checkpoints"
+    if not checkpoint.exists(folder):
+        return [f"{promised} records were committed, and no checkpoint is left"] if promised else []
+    try:
+        state, _, problems = checkpoint.newest(folder)
+    except CheckpointError as error:
+        return [f"the checkpoints do not fit: {error}"]
+    found = [f"a torn checkpoint has its final name: {text}" for text in problems]
+    kept = 0 if state["phase"] is None else state["phase"]["records"]
+    if kept < promised:
+        found.append(f"{promised} records were committed, {kept} are left")
+    for name, size in state["run"]["bytes"].items():
+        path = run / f"{name}.jsonl"
+        if not path.exists() or path.stat().st_size < size:
+            found.append(f"{path.name} is shorter than the {size} bytes that were committed")
+    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import io
 import itertools
 import json
 import os
@@ -207,7 +206,7 @@ def _pipe_job(
 
 
 def _send(descriptor: int, lines: list[bytes]) -> None:
-    with io.open(descriptor, "wb", buffering=0) as pipe:
+    with open(descriptor, "wb", buffering=0) as pipe:
         for first in range(0, len(lines), 10):
             pipe.write(b"".join(lines[first : first + 10]))
 

@@ -89,7 +89,9 @@ class Run:
             run, was_here = dict(state["run"]), dict(state["numerics"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                got=f"state that is not of a run in {self.checkpoints}", wanted="that of a trainer with a run", do=_NAME_IT
+                got=f"state that is not of a run in {self.checkpoints}",
+                wanted="that of a trainer with a run",
+                do=_NAME_IT,
             ) from error
         with self._writing():
             for name, lines in self._lines.items():

@@ -31,7 +31,6 @@ import torch
 from torch import Tensor, hub
 
 from millstream import checkpoint
-from millstream.contracts import State
 from millstream.errors import MillstreamError, ModelError, SettingError
 from millstream.studies.survival import Survival
 from millstream.trainer import Trainer
@@ -285,7 +284,9 @@ def _do_and_exit(do: Callable[[], None], told: int) -> None:
     """The life of a forked process. Nothing of its parent's runs in it: no handlers at exit, no output."""
     try:
         os.setpgid(0, 0)
-        if hasattr(hub.tqdm, "set_lock"):  # torch.fx takes it; that of tqdm is one for all forks, held for ever by the dead
+        if hasattr(
+            hub.tqdm, "set_lock"
+        ):  # torch.fx takes it; that of tqdm is one for all forks, held for ever by the dead
             hub.tqdm.set_lock(threading.RLock())
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 1)

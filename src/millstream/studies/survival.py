@@ -73,5 +73,7 @@ class Survival:
             more = len(self.differences) - _SHOWN
             named = ", ".join(self.differences[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
             lines.append(f"What differs: {named}.")
-            lines.append("Look for state that no checkpoint holds: globals, files, other generators, a changing source.")
+            lines.append(
+                "Look for state that no checkpoint holds: globals, files, other generators, a changing source."
+            )
         return "\n".join([*lines, self.verdict])
