@@ -1,4 +1,4 @@
-"""Proof by force: runs are killed, lose power, meet full disks and corrupted files, and must end as if nothing had been.
+"""Proof by force: runs are killed, lose power, meet full disks and corrupted files, and end as if nothing had been.
 
     python -m soak --quick          every part, small, under two minutes
     python -m soak kills --num 10000

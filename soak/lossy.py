@@ -1,8 +1,9 @@
 """A file system in user space that forgets what was not synced when the power is cut. Run: python -m soak.lossy FOLDER
 
-It keeps two states of everything: what programs see, and what the disk has. fsync of a file moves its bytes to the disk,
-fsync of a folder its names; nothing else does. A cut goes back to the disk's state, to which some of what was not synced
-is added by chance: sectors of 512 bytes in any choice, changes of names in their order. What was open then gives EIO.
+It keeps two states of everything: what programs see, and what the disk has. fsync of a file moves its bytes to the
+disk, fsync of a folder its names; nothing else does. A cut goes back to the disk's state, to which some of what was not
+synced is added by chance: sectors of 512 bytes in any choice, changes of names in their order. What was open then gives
+EIO.
 A sync that fails loses what it should have written, and the next one succeeds without it: as Linux does.
 
 Commands are written as JSON to /.control: {"cut": SEED, "share": P}, {"fail": "sync" | "space" | "read-only",

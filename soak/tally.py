@@ -1,6 +1,6 @@
 """A model whose weights are the proof: one counter per event id, and a rolling hash of the order.
 
-The loss is −w[id] and the optimizer SGD at rate 1, so each time an event is learned adds exactly 1 to its counter. After
+The loss is −w[id] and the optimizer SGD at rate 1: each time an event is learned adds exactly 1 to its counter. After
 any chaos the weights say what was learned how often. The hash says in which order: each update multiplies and adds.
 """
 

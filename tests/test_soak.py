@@ -6,18 +6,13 @@ The lossy disk needs /dev/fuse, fusermount3 and mfusepy; without them its tests 
 import json
 import os
 import random
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # soak/ is beside the package, not in it
-
 from soak import corruption, faults, kills, mount, planted, powercuts, scenarios, tally
 from soak.lossy_state import Node
+from torch import nn
 
 from command_line import refusal, run
 from millstream import Trainer, checkpoint

@@ -284,10 +284,9 @@ def _do_and_exit(do: Callable[[], None], told: int) -> None:
     """The life of a forked process. Nothing of its parent's runs in it: no handlers at exit, no output."""
     try:
         os.setpgid(0, 0)
-        if hasattr(
-            hub.tqdm, "set_lock"
-        ):  # torch.fx takes it; that of tqdm is one for all forks, held for ever by the dead
-            hub.tqdm.set_lock(threading.RLock())
+        bar = getattr(hub, "tqdm", None)
+        if hasattr(bar, "set_lock"):  # torch.fx takes that lock: one for all forks, and the dead do not give it back
+            bar.set_lock(threading.RLock())
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 1)
         os.dup2(null, 2)

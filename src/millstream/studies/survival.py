@@ -65,7 +65,7 @@ class Survival:
         while_ = ", ".join(f"{number} while {stage}" for stage, number in sorted(self.kills.items()))
         lines = [
             f"{self.name}: {self.num_records:,} records a run, {self.seconds_alone:.2f} s when left alone",
-            f"{self.num_kills} of {self.num_asked} kills in {self.seconds:.1f} s (seed {self.seed}): {while_ or 'none'}",
+            f"{self.num_kills} of {self.num_asked} kills in {self.seconds:.1f} s, seed {self.seed}: {while_ or 'none'}",
         ]
         if self.num_kills < self.num_asked and not self.differences:
             lines.append("The time was over before all were done: give more with --seconds.")
@@ -73,7 +73,5 @@ class Survival:
             more = len(self.differences) - _SHOWN
             named = ", ".join(self.differences[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
             lines.append(f"What differs: {named}.")
-            lines.append(
-                "Look for state that no checkpoint holds: globals, files, other generators, a changing source."
-            )
+            lines.append("Look for state that no checkpoint holds: globals, files, generators, a changing source.")
         return "\n".join([*lines, self.verdict])
