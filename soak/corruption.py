@@ -7,6 +7,7 @@ undisturbed run to the last bit. Evil checkpoints are files that somebody made t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -67,7 +68,10 @@ def corrupt(num: int, seed: int, *, seconds: float | None = None, stop_at_first:
 def damage(folder: Path, draws: random.Random) -> str:
     """Does one thing to a run folder, and says what."""
     checkpoints = sorted(path for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
-    where = draws.choice(["newest", "newest", "all", "lines"])
+    where = draws.choice(["newest", "newest", "all", "lines", "journal"])
+    if where == "journal":
+        files = [path for path in (folder / "journal").rglob("*") if path.is_file() and path.stat().st_size]
+        return "journal: " + _hurt(draws.choice(sorted(files)), draws)
     if where == "lines":
         files = [folder / name for name in _LINES if (folder / name).stat().st_size]
         return _hurt(draws.choice(files), draws)
@@ -177,12 +181,23 @@ def evil() -> Finding:
             for file, content in files.items():
                 (one / file).write_bytes(content)
             if "manifest.json" not in files:
-                checkpoint._write_manifest(one)
+                _seal(one)
             found.bad += [f"{name}: {wrong}" for wrong in _load(run) if wrong]
             found.bad += [f"{name} was executed"] if canary.exists() else []
             found.num += 1
     found.num_runs, found.seconds = found.num, time.monotonic() - began
     return found
+
+
+def _seal(folder: Path) -> None:
+    """A manifest that fits, whatever the files hold."""
+    files = {}
+    for name in ("weights.safetensors", "state.json"):
+        data = (folder / name).read_bytes()
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    body = {"format": checkpoint.FORMAT, "files": files}
+    text = json.dumps({**body, "sha256": checkpoint._self_digest(body)})
+    (folder / checkpoint.MANIFEST).write_text(text, encoding="utf-8")
 
 
 def _load(run: Path) -> Iterator[str]:

@@ -6,6 +6,7 @@ A bug is a patch that is applied in the process that will be killed, never in th
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -16,9 +17,11 @@ from unittest import mock
 import torch
 
 import millstream
-from millstream import checkpoint, runs
+from millstream import checkpoint, commits, runs
 from millstream.contracts import State
+from millstream.journal import folder
 from millstream.learner import Learner
+from millstream.lines import Lines
 from millstream.phase import Phase
 from millstream.studies.killing import Job, Note
 from soak.corruption import corrupt
@@ -59,24 +62,24 @@ def _acknowledged_early(note: Note) -> None:
 
 def _syncs_only(kind: str) -> Callable[[Note], None]:
     def plant(note: Note) -> None:
-        original = checkpoint.sync
+        original = commits.sync
 
         def sync(path: Path) -> None:
             if path.is_dir() == (kind == "folders"):
                 original(path)
 
-        checkpoint.sync = sync  # type: ignore[attr-defined]
+        commits.sync = sync  # type: ignore[attr-defined]
 
     return plant
 
 
 def _names_of_new_folders_not_synced(note: Note) -> None:
-    for module in (checkpoint, runs):
+    for module in (checkpoint, runs, folder):
         module.make_folder = lambda path: path.mkdir(parents=True, exist_ok=True)  # type: ignore[attr-defined]
 
 
 def _lines_not_synced(note: Note) -> None:
-    runs._Lines.sync = lambda self: self.file.flush()  # type: ignore[method-assign]
+    Lines.sync = lambda self: None  # type: ignore[method-assign]
 
 
 def _place_saved_apart(note: Note) -> None:
@@ -118,57 +121,56 @@ def _forgets(change: Callable[[State], None]) -> None:
         change(changed)
         original(self, changed)
         if changed["delay"] is None and self._phase is not None and self._phase.delay is not None:
-            self._delay = millstream.trainer.LabelDelay(self._phase.delay, self._phase.update_size)
+            self._delay = self._phase.late_labels()
 
     millstream.Trainer.load_state_dict = load  # type: ignore[method-assign]
 
 
 def _lines_not_cut_back(note: Note) -> None:
-    runs._Lines.cut_back = lambda self, num_bytes, digest: True  # type: ignore[method-assign]
+    Lines.cut = lambda self, length, digest=None: True  # type: ignore[method-assign]
 
 
 def _old_ones_dropped_first(note: Note) -> None:
-    original = checkpoint.write
+    original = checkpoint.store
 
-    def write(folder: Path, state: State, *, keep: int = 3) -> Path:
-        for path in checkpoint._folders(folder):
+    def store(folder: Path, snapshot: checkpoint.Snapshot, **how: Any) -> Path:
+        number = f"{len(checkpoint.kept(folder)) and int(checkpoint.kept(folder)[-1].name) + 1:08d}"
+        for path in checkpoint.kept(folder):
             checkpoint._remove(path)
-        return original(folder, state, keep=keep)
+        return original(folder, snapshot, **{"name": number, **how})
 
-    checkpoint.write = write  # type: ignore[assignment]
+    checkpoint.store = store
 
 
 def _written_in_place(note: Note) -> None:
     """Under its final name from the beginning."""
-    original = checkpoint.save_file
+    original = checkpoint._fill
 
-    def save(tensors: Any, path: Path) -> None:
-        final = path.parent.parent / path.parent.name.removeprefix(".new-")
+    def fill(temporary: Path, snapshot: checkpoint.Snapshot) -> None:
+        final = temporary.parent / temporary.name.removeprefix(".new-")
         final.mkdir(exist_ok=True)
-        original(tensors, final / path.name)
+        original(final, snapshot)
         time.sleep(0.02)
-        original(tensors, path)
-        for one in final.iterdir():
-            one.unlink()
-        final.rmdir()
+        original(temporary, snapshot)
+        checkpoint._remove(final)
 
-    checkpoint.save_file = save  # type: ignore[attr-defined]
+    checkpoint._fill = fill
 
 
 def _failed_sync_tried_again(note: Note) -> None:
-    original = runs._Lines.sync
+    original = Lines.sync
 
-    def sync(self: runs._Lines) -> None:
+    def sync(self: Lines) -> None:
         try:
             original(self)
         except OSError:
             original(self)
 
-    runs._Lines.sync = sync  # type: ignore[method-assign]
+    Lines.sync = sync  # type: ignore[method-assign]
 
 
 def _damage_not_looked_for(note: Note) -> None:
-    checkpoint._verify = lambda folder: None  # type: ignore[attr-defined]
+    checkpoint.verify = lambda path: dict(json.loads((path / "state.json").read_bytes()))
 
 
 def _weights_not_loaded(note: Note) -> None:
@@ -216,7 +218,7 @@ def hunt(bug: Bug, seed: int) -> Finding:
         return cut_power([bug.scenario], 100, seed, within=within)
     if bug.part == "faults":
         return break_disk([bug.scenario], 60, seed, faults=["sync"], within=within)
-    with mock.patch.object(checkpoint, "_verify"):
+    with mock.patch.object(checkpoint, "verify"):
         bug.plant(Note())
         return corrupt(60, seed, stop_at_first=True)
 

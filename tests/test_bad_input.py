@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -431,17 +432,17 @@ def test_checkpoints_of_another_version_or_model_are_refused(monkeypatch: pytest
 
 def test_a_full_disk_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["fit", "good.csv", "--epochs", "3", "--model", "linear", "--engine", "reference", "--run", "run"]
-    saved, left = checkpoint.save_file, [2]
+    written, left = checkpoint.write_pieces, [2]
 
-    def save(tensors: object, path: Path) -> None:
-        left[0] -= 1
+    def write(path: Path, parts: Sequence[Any]) -> dict[str, Any]:
+        left[0] -= path.name == "weights.safetensors"
         if left[0] < 0:
-            Path(path).write_bytes(b"half of it")
+            path.write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
-        saved(tensors, path)
+        return written(path, parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", save)
+        patch.setattr(checkpoint, "write_pieces", write)
         said = refusal(run(*words))
     assert "'No space left on device' at run/checkpoints" in said and "go on with --resume" in said
     assert len(checkpoints()) == 2 and not list(Path("run/checkpoints").glob(".new*"))

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millstream.studies import charts, figures, page
-from millstream.studies.charts import Axis, Line, Rule, line_chart, ticks
+from millstream.studies import charts, figures, page, scales
+from millstream.studies.charts import Axis, Line, Moment, Rule, line_chart, ticks
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,6 +75,16 @@ def test_bands_rules_and_hovers_are_drawn() -> None:
     assert 'aria-label="t. a ends at 0.6"' in text
 
 
+def test_moments_are_strokes_at_the_top_or_lines_and_say_what_they_are() -> None:
+    moments = [Moment("2: drift, <alarm>", 2, 1, is_tall=True), Moment("3: leads, a", 3)]
+    text = line_chart([Line("a", [(1, 0.5), (4, 0.6)])], Axis("x"), Axis("y"), title="t", moments=moments)
+    ElementTree.fromstring(text)
+    assert text.count('class="moment"') == text.count('class="moment tall"') == 1
+    assert "<title>2: drift, &lt;alarm&gt;</title>" in text
+    heights = [float(y) for y in re.findall(r'class="moment[^>]* y2="([\d.]+)"', text)]
+    assert heights == [charts.HEIGHT - charts.BOTTOM, charts.TOP]
+
+
 # ---- colours
 
 
@@ -123,6 +133,6 @@ def test_the_first_colours_differ_for_colour_blind_eyes(theme: dict[str, str], m
     assert min(distances) > 12
 
 
-@pytest.mark.parametrize("module", [charts, page, figures])
+@pytest.mark.parametrize("module", [charts, scales, page, figures])
 def test_examples_in_the_docstrings(module: Any) -> None:
     assert doctest.testmod(module).failed == 0

@@ -94,8 +94,16 @@ def test_json_of_evaluate_and_data() -> None:
 @pytest.mark.parametrize(
     ("data", "words", "arms"),
     [
-        ("good.csv", ["--epochs", "2"], ["batch", "online", "batch_tuned", "online_tuned"]),
-        ("sea:records=2000", ["--label-delay", "0,10"], ["online", "micro_batch", "retrain", "frozen"]),
+        (
+            "good.csv",
+            ["--epochs", "2"],
+            ["batch", "online", "batch_tuned", "online_tuned", "batch_auto", "online_auto"],
+        ),
+        (
+            "sea:records=2000",
+            ["--label-delay", "0,10"],
+            ["online_auto", "online", "micro_batch", "retrain", "frozen"],
+        ),
     ],
 )
 def test_json_of_compare_has_the_documented_keys(data: str, words: list[str], arms: list[str]) -> None:

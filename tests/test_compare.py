@@ -18,8 +18,8 @@ STREAM = (("name", "sea:records=1500:drift=700"),)
 SHUFFLED = (("name", "led:records=1200"), ("ordered", False), ("test", 0.3))
 
 
-def arm(data: tuple[tuple[str, Any], ...], kind: Any, size: int, **changes: Any) -> Arm:
-    recipe = Recipe(open_once(data).schema, model="linear", learning_rate=0.05)
+def arm(data: tuple[tuple[str, Any], ...], kind: Any, size: Any, rate: float | None = 0.05, **changes: Any) -> Arm:
+    recipe = Recipe(open_once(data).schema, model="linear", learning_rate=rate)
     return Arm(kind, kind, data, recipe, size, **changes)
 
 
@@ -43,6 +43,37 @@ def test_the_score_of_the_online_arm_is_that_of_its_trainer() -> None:
     trainer = build(Recipe(opened.schema, model="linear", learning_rate=0.05))
     summary = trainer.learn(opened.train)
     assert whole["prequential_accuracy"] == pytest.approx(summary.metrics["accuracy"])
+
+
+@pytest.mark.parametrize("delay", ["0", "20"])
+def test_an_arm_without_a_rate_is_the_trainer_of_learn_and_tells_its_rates(delay: str) -> None:
+    found = run(arm(STREAM, "online", 1, None, forward=True, delay=delay))
+    opened = open_once(STREAM)
+    trainer = build(Recipe(opened.schema, model="linear"))
+    summary = trainer.learn(opened.train, label_delay=delay)
+    assert found["prequential_accuracy"] == pytest.approx(summary.metrics["accuracy"])
+    assert found["sets_rate"] and found["learning_rate"] == summary.learning_rate
+    assert found["optimizer"] == summary.optimizer
+    assert any(event["what"] == "leads" for event in found["events"])
+    assert found["course"][-1] == {
+        **{"records": 1500, "epoch": 0, "optimizer": summary.optimizer, "learning_rate": summary.learning_rate},
+        **{"update_size": 1, "noise_scale": None},
+    }
+    json.dumps(found, allow_nan=False)
+    given = run(arm(STREAM, "online", 1, forward=True, delay=delay))
+    assert not given["sets_rate"] and "course" not in given and given["learning_rate"] == 0.05
+
+
+def test_a_batch_arm_without_a_rate_tells_how_its_batches_grow() -> None:
+    noisy = (("name", "sea:records=16000:noise=0.3"), ("ordered", False), ("test", 0.1))
+    found = run(arm(noisy, "batch", "auto", None, epochs=2))
+    sizes = [point["update_size"] for point in found["course"]]
+    assert sizes == sorted(sizes) and found["update_size"] == sizes[-1]
+    grown = [event["detail"] for event in found["events"] if event["what"] == "batch grows"]
+    assert len(grown) == len(set(sizes)) - 1
+    assert found["records"] == 2 * (open_once(noisy).train.num_records or 0)  # as many passes as the other arms
+    assert any(point["noise_scale"] is not None for point in found["course"])
+    json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.parametrize(("delay", "known"), [("0", 300), ("10", 290), ("500", 0)])
@@ -82,9 +113,9 @@ def test_a_whole_comparison_answers_in_one_sentence(data: tuple[tuple[str, Any],
     assert told[-1] == 0
     assert result["verdict"].endswith(".") and result["verdict"].count(". ") == 0
     names = (
-        ("online", "micro_batch", "retrain", "frozen")
+        ("online_auto", "online", "micro_batch", "retrain", "frozen")
         if data is STREAM
-        else ("batch", "online", "batch_tuned", "online_tuned")
+        else ("batch", "online", "batch_tuned", "online_tuned", "batch_auto", "online_auto")
     )
     key = "prequential_accuracy" if data is STREAM else "test_accuracy"
     for one in (result, *result["others"]):

@@ -208,6 +208,27 @@ def elec2_result() -> dict[str, Any]:
     )
 
 
+def auto_result() -> dict[str, Any]:
+    """A comparison with an arm that sets its own rate."""
+    result = elec2_result()
+    auto = {
+        **result["strategies"]["online"],
+        **{"title": "online: one record at a time, no rate given", "sets_rate": True, "learning_rate": 0.003},
+        "prequential_accuracy": 0.92,
+        "course": [
+            {"records": n, "epoch": 0, "optimizer": "factored 0.003", "learning_rate": 0.003}
+            | {"update_size": 1 if n < 3 else 64, "noise_scale": None if n < 3 else 300.0}
+            for n in range(1, 6)
+        ],
+        "events": [
+            {"position": 1, "what": "leads", "detail": "factored 0.01", "learning_rate": 0.01},
+            {"position": 2, "what": "leads", "detail": "factored 0.003", "learning_rate": 0.003},
+        ],
+        "records": 5,
+    }
+    return {**result, "strategies": {"online_auto": auto, **result["strategies"]}}
+
+
 def regression_result() -> dict[str, Any]:
     strategies = {
         "batch": arm("mini-batch 64", "batch", 2.31, update_size=64, metric="mae", spread=0.02, seed=1),
@@ -250,7 +271,7 @@ class Page(HTMLParser):
         return " ".join(self.texts).replace("\xa0", " ")
 
 
-RESULTS = {"mnist": mnist_result, "elec2": elec2_result, "regression": regression_result}
+RESULTS = {"mnist": mnist_result, "elec2": elec2_result, "auto": auto_result, "regression": regression_result}
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -291,6 +312,21 @@ def test_delays_have_a_chart_and_a_row_each() -> None:
         assert f"<th>{row['delay']}</th>" in text
     assert 'aria-label="prequential_accuracy by label delay' in text
     assert "no change 85.3 %" in words
+
+
+def test_an_arm_without_a_rate_shows_its_rates_and_sizes() -> None:
+    text = report.render(auto_result())
+    words = Page(text).texts_of()
+    assert "Online (no rate given) beats" in words and "Each at the best rate" not in words
+    assert "at last" in words and "leads (2)" in words
+    assert text.count('aria-label="learning rate by records') == text.count('aria-label="update size by records') == 1
+    assert "Rates and sizes that nobody gave" not in Page(report.render(elec2_result())).texts_of()
+
+
+def test_one_delay_of_nothing_needs_no_part_of_its_own() -> None:
+    result = elec2_result()
+    result["delays"] = result["delays"][:1]
+    assert "When labels come late" not in Page(report.render(result)).texts_of()
 
 
 def test_all_text_is_escaped() -> None:

@@ -405,4 +405,4 @@ def test_a_process_that_is_killed_again_and_again_ends_bit_identical(kind: str, 
     assert kills >= 3
     state, _, _ = checkpoint.newest(tmp_path / "checkpoints")
     assert_same(everything(whole)["learner"], state["learner"])
-    assert_same(everything(whole)["metrics"], state["metrics"])
+    assert_same(everything(whole)["books"], state["books"])

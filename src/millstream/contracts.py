@@ -26,16 +26,20 @@ __all__ = [
     "Chunk",
     "Engine",
     "Event",
+    "Events",
     "GradientNorms",
     "Inputs",
+    "LiveSource",
     "Loss",
     "Outcome",
     "Position",
     "Questions",
     "Rejection",
+    "Sink",
     "Source",
     "State",
     "Stateful",
+    "Stoppable",
     "map_tensors",
 ]
 
@@ -89,6 +93,8 @@ class Chunk:
     times: npt.NDArray[np.float64] | None = None  # (N,) seconds since 1970 at which the features were known
     label_times: npt.NDArray[np.float64] | None = None  # (N,) seconds since 1970 at which the label was known
     numbers: npt.NDArray[np.int64] | None = None  # (N,) of the questions that late labels answer, rising as asked
+    ids: pa.Array | None = None  # (N,) texts by which labels find records, where the data have them
+    judged: Tensor | None = None  # (N,) targets in the units of what was predicted; None: as ``targets``
     rejected: tuple[Rejection, ...] = ()
     locate: Callable[[int], str] | None = None  # a record's place in the span -> "file:line", for messages
 
@@ -117,6 +123,8 @@ class Chunk:
             times=None if self.times is None else self.times[rows],
             label_times=None if self.label_times is None else self.label_times[rows],
             numbers=None if self.numbers is None else self.numbers[rows],
+            ids=None if self.ids is None else _picked(self.ids, rows),
+            judged=None if self.judged is None else self.judged[index],
             offsets=None if offsets is None else offsets[rows],
         )
 
@@ -156,13 +164,18 @@ def map_tensors(inputs: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _pick(inputs: Inputs, rows: npt.NDArray[np.int64] | slice, index: Tensor | slice) -> Inputs:
-    if not isinstance(inputs, pa.RecordBatch):
-        picked: Inputs = map_tensors(inputs, lambda value: rows_of(value, index))
-        return picked
+    if isinstance(inputs, pa.RecordBatch):
+        return _picked(inputs, rows)
+    picked: Inputs = map_tensors(inputs, lambda value: rows_of(value, index))
+    return picked
+
+
+def _picked(values: Any, rows: npt.NDArray[np.int64] | slice) -> Any:
+    """These rows of an Arrow array or batch."""
     if isinstance(rows, slice):
-        first, last, _ = rows.indices(len(inputs))
-        return inputs.slice(first, last - first)
-    return inputs.take(pa.array(rows))
+        first, last, _ = rows.indices(len(values))
+        return values.slice(first, last - first)
+    return values.take(pa.array(rows))
 
 
 @dataclasses.dataclass(slots=True)
@@ -170,11 +183,27 @@ class Questions:
     """Records to be predicted while others are learned, because their labels come later.
 
     Question m is answered when exactly those updates were applied whose records are all among the first
-    ``learned_before[m]`` records of the chunk that is being learned.
+    ``learned_before[m]`` records of the chunk that is being learned. Where the labels are not known yet, targets are
+    zeros in their place and losses mean nothing; what is scored is scored when the lesson comes.
     """
 
     chunk: Chunk
     learned_before: npt.NDArray[np.int64]  # (M,), never decreasing
+    labelled: bool = True
+    oldest: int = 0  # lessons of questions before this number will not come any more
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Events:
+    """What came in a chunk, in order: questions (features), answers (a label), or both at once, each with an id."""
+
+    ids: list[str]
+    asks: npt.NDArray[np.bool_]  # (N,) whether it has features
+    labels: npt.NDArray[np.float64]  # (N,) class numbers or numbers; NaN where there is none
+    times: npt.NDArray[np.float64] | None  # (N,) seconds since 1970, NaN where there is none
+    places: npt.NDArray[np.int64]  # (N,) within the span
+    span: int  # of the chunk: these and its holes
+    are_classes: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -253,6 +282,61 @@ class Source(Protocol):
 
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON facts that tell this source from another, cheap to get; a resumed run compares them."""
+        ...
+
+
+@runtime_checkable
+class LiveSource(Source, Protocol):
+    """A source that hands out what has arrived: its cuts depend on time, so a run writes them down in its journal.
+
+    ``can_seek`` says whether what came before can be read again.
+    """
+
+    is_live: bool
+
+    def again(self, before: Position, after: Position, span: int) -> Chunk:
+        """The chunk that was handed out between these positions, once more, bit for bit. Needs ``can_seek``.
+
+        Raises ``DataError`` where something is missing since.
+        """
+        ...
+
+    def acknowledge(self, after: Position) -> None:
+        """What came before is durable elsewhere: the upstream may forget it. Never called earlier."""
+        ...
+
+    def stop(self) -> None:
+        """Ends the reading after what has arrived; for signal handlers and other threads."""
+        ...
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """A source that may wait for records. ``stop`` ends its reading after what has arrived, from any thread."""
+
+    def stop(self) -> None: ...
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Where outcomes go, each once, whatever is killed: see ``sinks.outcome_rows`` for the columns of a row.
+
+    Rows are numbered as they are written. A run that resumes writes the same rows again from its last commit on, so
+    whatever a sink holds beyond ``commit`` is either taken back by ``restore`` or not written a second time.
+    """
+
+    def write(self, outcomes: pa.RecordBatch) -> None: ...
+
+    def commit(self) -> State:
+        """Makes all rows so far durable; what it gives (JSON) belongs into the checkpoint that is written next."""
+        ...
+
+    def restore(self, state: State | None) -> None:
+        """Back to what a checkpoint knew, before the first ``write``. None: it knew of no rows."""
+        ...
+
+    def close(self) -> None:
+        """Gives files and connections back. What was not committed may be lost; a resumed run writes it again."""
         ...
 
 

@@ -20,6 +20,7 @@ from millstream.contracts import (
     Event,
     GradientNorms,
     Inputs,
+    Outcome,
     Questions,
     Rejection,
     State,
@@ -31,6 +32,7 @@ from millstream.engines import UpdateRule, parameter_of
 from millstream.engines.failures import predicted
 from millstream.errors import CheckpointError, DataError, ModelError
 from millstream.features import Features
+from millstream.joining import LabelJoin, Shelf
 from millstream.losses import fitting_labels
 
 __all__ = ["Learner", "Scored", "check_version", "load_or_refuse"]
@@ -52,6 +54,14 @@ class Scored:
     events: tuple[Event, ...] = ()
     by_reference: str = ""  # why the engine left the lessons to the reference, if it did
     norms: tuple[GradientNorms, ...] = ()
+    guesses: npt.NDArray[np.float64] | None = None  # the majority or mean of the labels known then; None: by ``known``
+    labels: dict[str, int] | None = None  # counts of a ``LabelJoin``
+    predicted: Tensor | None = None  # where labels join: outputs of the chunk's questions, of which few are scored yet
+
+    def part(self, first: int, last: int) -> tuple[Any, ...]:
+        """Outputs, targets, losses, known labels and guesses of some of the records, as metrics take them."""
+        known, guesses = (None if each is None else each[first:last] for each in (self.known, self.guesses))
+        return self.outputs[first:last], self.targets[first:last], self.losses[first:last], known, guesses
 
     def refusals(self, chunk: Chunk | None) -> list[Rejection]:
         """The lessons that were skipped; ``chunk`` is where they came from, None if that is not one chunk."""
@@ -69,8 +79,12 @@ class Learner:
         self.shape: tuple[int, ...] | None = None  # of the model's outputs for one record, once it was looked at
         self.device = next((p.device for p in rule.model.parameters()), torch.device("cpu"))
 
-    def prepare(self, chunk: Chunk, *, learn: bool) -> Chunk:
-        """Tensors from named columns, on the model's device. ``learn`` lets the features' statistics take them in."""
+    def prepare(self, chunk: Chunk, *, learn: bool, late: LabelDelay | LabelJoin | None = None) -> Chunk:
+        """Tensors from named columns, on the model's device. ``learn`` lets the features' statistics take them in.
+
+        Where labels join by ids, these are the questions, and ``late`` has taken up the answers.
+        """
+        join = late if isinstance(late, LabelJoin) else None
         if isinstance(chunk.inputs, pa.RecordBatch):
             if self.features is None:
                 raise DataError(
@@ -78,7 +92,17 @@ class Learner:
                     wanted="features that turn them into tensors",
                     do="pass features=Features(infer(table, target=…)) to the Trainer",
                 )
-            chunk = self.features.transform(chunk, learn=learn)
+            chunk = (
+                self._admitted(chunk, self.features, join, learn)
+                if join
+                else self.features.transform(chunk, learn=learn)
+            )
+        elif join is not None:
+            raise DataError(
+                got="tensors for labels that join by ids",
+                wanted="named columns",
+                do="give a table, or delay labels by time",
+            )
         elif self.shape is not None:
             self._fit_labels(chunk)
         if self.device.type != "cpu":
@@ -87,11 +111,15 @@ class Learner:
             chunk.weights = None if chunk.weights is None else chunk.weights.to(self.device, non_blocking=True)
         return chunk
 
-    def learn(self, chunk: Chunk, update_size: int, position: int, delay: LabelDelay | None, *, frozen: bool) -> Scored:
+    def learn(
+        self, chunk: Chunk, update_size: int, position: int, delay: LabelDelay | LabelJoin | None, *, frozen: bool
+    ) -> Scored:
         """Predicts, scores and learns a prepared chunk; ``position`` is the run position of the next lesson.
 
         ``frozen`` keeps the scale of the targets as it is.
         """
+        if isinstance(delay, LabelJoin):
+            return self._learn_joined(chunk, update_size, position, delay, frozen)
         targets = _labels(chunk)
         questions, known = None, None
         chunk.start = position
@@ -105,7 +133,7 @@ class Learner:
         else:
             scaled, shift, scale = self.features.scale_targets(_labels(chunk).cpu(), learn=not frozen)
             chunk = dataclasses.replace(chunk, targets=scaled.to(self.device))
-            before = np.arange(len(chunk)) if questions is None else questions.learned_before
+            before = np.arange(len(chunk)) if questions is None else _whole(questions, update_size)
             shift_N, scale_N = self._units(shift[before]), self._units(scale[before])
             if questions is not None:
                 asked = dataclasses.replace(questions.chunk, targets=((targets - shift_N) / scale_N).to(targets.dtype))
@@ -114,6 +142,42 @@ class Learner:
             outputs = outcome.outputs.reshape(len(targets)) * scale_N + shift_N
         facts = len(chunk), outcome.num_updates, outcome.skipped, outcome.events, outcome.by_reference, outcome.norms
         return Scored(outputs, targets, outcome.losses, known, *facts)
+
+    def _admitted(self, chunk: Chunk, features: Features, join: LabelJoin, learn: bool) -> Chunk:
+        """The questions of a chunk; the answers go to ``join``."""
+        if join.default is None and join.joining.default is not None:
+            join.default = features.label_of(join.joining.default, learn=learn)
+        return features.transform_events(chunk, join.admit, learn=learn)
+
+    def _learn_joined(self, chunk: Chunk, update_size: int, position: int, join: LabelJoin, frozen: bool) -> Scored:
+        """As ``learn``; what is scored are the questions whose labels have come, by what was predicted of them."""
+        joined, nothing = join.arrive(chunk), torch.empty(0)
+        if joined is None:
+            return Scored(nothing, nothing, nothing, np.empty(0), 0, 0, (), labels=join.counts)
+        lessons, questions, shelf = joined.lessons, joined.questions, join.shelf
+        lessons.start = position
+        scales = self.features is not None and self.features.scales_targets
+        if scales:
+            assert self.features is not None
+            scaled, shift, scale = self.features.scale_targets(_labels(lessons).cpu(), learn=not frozen)
+            before = _whole(questions, update_size)
+            shelf.put("shift", joined.asked, self._units(shift[before]))
+            shelf.put("scale", joined.asked, self._units(scale[before]))
+            lessons.judged = _scaled(_labels(lessons), shelf, joined.learned)
+            lessons.targets = scaled.to(self.device)
+        outcome = Outcome(nothing, nothing)
+        if len(lessons) or len(questions.chunk):
+            outcome = self.engine.learn(lessons, update_size, questions)
+        if len(questions.chunk):
+            shelf.put("outputs", joined.asked, outcome.outputs)
+        targets, raw = joined.labels, shelf.rows("outputs", joined.arrived)
+        with torch.no_grad():
+            losses = self.rule.loss(raw, _scaled(targets, shelf, joined.arrived) if scales else targets)
+        outputs, predicted = (_outputs(shelf, slots, scales) for slots in (joined.arrived, joined.asked))
+        known, guesses = (shelf.rows(name, joined.arrived).numpy() for name in ("known", "guess"))
+        join.finish(joined)
+        facts = len(lessons), outcome.num_updates, outcome.skipped, outcome.events, outcome.by_reference, outcome.norms
+        return Scored(outputs, targets, losses, known, *facts, guesses, join.counts, predicted)
 
     def predict(self, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
         """The outputs of a prepared chunk in the units of the targets, and the losses where there are labels."""
@@ -226,6 +290,22 @@ def _labels(chunk: Chunk) -> Tensor:
             got="records without labels", wanted="a label for each record to be learned", do="name the label (--target)"
         )
     return chunk.targets
+
+
+def _outputs(shelf: Shelf, slots: Tensor, scales: bool) -> Tensor:
+    """What these questions were answered with, in the units of the targets."""
+    raw = shelf.rows("outputs", slots)
+    return raw.reshape(len(slots)) * shelf.rows("scale", slots) + shelf.rows("shift", slots) if scales else raw
+
+
+def _whole(questions: Questions, update_size: int) -> npt.NDArray[np.int64]:
+    """(M,) the lessons of whole updates before each question: those that were learned, however the stream was cut."""
+    return questions.learned_before // update_size * update_size
+
+
+def _scaled(targets: Tensor, shelf: Shelf, slots: Tensor) -> Tensor:
+    """Targets by the scale that was known when they were asked for."""
+    return ((targets - shelf.rows("shift", slots)) / shelf.rows("scale", slots)).to(targets.dtype)
 
 
 def _moved(inputs: Inputs, device: torch.device) -> Inputs:

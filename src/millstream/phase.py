@@ -7,17 +7,21 @@ one that was begun.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from millstream.contracts import Chunk, Engine, Position, Rejection, State
-from millstream.delay import Delay
+from millstream.contracts import Chunk, Engine, Position, State
+from millstream.delay import Delay, LabelDelay, parse_delay
 from millstream.errors import CheckpointError
+from millstream.joining import Joining, LabelJoin
 from millstream.learner import Scored
+from millstream.metrics import Metrics
 from millstream.runs import Run
+from millstream.sources import CachedSource
 
-__all__ = ["Phase", "Step", "Summary"]
+__all__ = ["Phase", "Step", "Summary", "parse_lateness"]
+
+_LEAST_APART, _LINES_OF_A_DOUBLING = 512, 16  # records between lines; lines until twice as many records
 
 
 @dataclasses.dataclass(slots=True)
@@ -29,14 +33,16 @@ class Phase:
     epochs: int
     shuffle: bool
     chunk_size: int
-    delay: Delay | None
+    delay: Delay | Joining | None
     source: dict[str, Any]  # its fingerprint
     rule: dict[str, Any]  # seed, loss and bounds of the gradient
     plan: dict[str, Any]  # what was asked of its controller, which may change the update size
     total: int | None = None  # records of an epoch, where the source knows
     number: int = 0  # phases of the run before this one
     epoch: int = 0
-    position: Position = None  # where the source goes on
+    position: Position = None  # where the source goes on; None: at its beginning
+    left: Position = None  # where it went on after the last chunk, in whichever epoch
+    before: Position = None  # where the phase before this one left its source
     place: int = 0  # records of this epoch that were read
     records: int = 0
     updates: int = 0
@@ -46,6 +52,7 @@ class Phase:
     by_reference: int = 0  # records that the engine left to the reference
     reason: str = ""  # the first one why
     noise_scale: float | None = None  # of the gradient, in records
+    labels: dict[str, int] | None = None  # where they join by ids: what became of questions and answers
     seconds: float = 0.0  # a clock, so not a part of what resumes bit for bit
     finished: bool = False
 
@@ -54,30 +61,50 @@ class Phase:
         """Statistics of features are frozen after the first epoch of a ``fit``."""
         return self.kind == "learn" or self.epoch == 0
 
+    def late_labels(self, before: LabelDelay | LabelJoin | None = None) -> LabelDelay | LabelJoin | None:
+        """What holds the records whose labels are on their way; None where these come at once.
+
+        Questions of the phase ``before`` are still open where this one joins labels as that one did.
+        """
+        if isinstance(self.delay, Joining):
+            if isinstance(before, LabelJoin) and before.is_like(self.delay, self.update_size):
+                before.count_anew()
+                return before
+            return LabelJoin(self.delay, self.update_size)
+        return None if self.delay is None or self.delay.records == 0 else LabelDelay(self.delay, self.update_size)
+
     def advance(self, chunk: Chunk, scored: Scored | None) -> None:
         """Counts a chunk that was dealt with."""
         self.records += len(chunk)
         self.place += chunk.span
-        self.position = chunk.after
+        self.position = self.left = chunk.after
         if scored is not None:
             self.updates += scored.num_updates
             self.skipped += len(scored.skipped)
             self.learned += scored.num_learned
+            self.labels = scored.labels or self.labels
             if scored.by_reference and scored.num_learned:
                 self.by_reference += scored.num_learned
                 self.reason = self.reason or scored.by_reference
 
-    def refuse_import(self, run: Run | None, num_rejected: int, rejected: Sequence[Rejection]) -> None:
-        """Counts and writes down what was refused before the first epoch."""
-        self.rejected = num_rejected
+    def reference(self) -> dict[str, Any]:
+        """What the journal notes when it begins and when it ends: what is read, and where that stands."""
+        stands = {"epoch": self.epoch, "records": self.records, "left": self.left}
+        return {"phase": self.number, "kind": self.kind, "source": self.source, **stands}
+
+    def refuse_import(self, run: Run | None, imported: CachedSource | None) -> None:
+        """Counts and writes down what was refused when a copy was made, before the first epoch."""
+        if imported is None:
+            return
+        self.rejected = imported.num_rejected
         if run is not None:
-            run.reject(rejected, 0)
+            run.reject(imported.rejected, 0)
 
     def refuse(self, run: Run | None, chunk: Chunk, scored: Scored | None, position: int) -> None:
         """Counts and writes down what was refused on arrival, and what was skipped when it was to be learned."""
         self.rejected += len(chunk.rejected)
         # Where labels come late, a lesson is not of this chunk, and its line is no longer known.
-        late = self.delay is not None and self.delay.records != 0
+        late = self.late_labels() is not None
         if run is not None:
             run.reject(chunk.rejected, self.place if late else position)
             run.reject(scored.refusals(None if late else chunk) if scored else (), position)
@@ -96,12 +123,39 @@ class Phase:
             return "reference"
         return f"{name} ({self.by_reference:,} of {self.learned:,} records by the reference: {self.reason})"
 
-    def line(self, learning_rate: float, metrics: dict[str, float]) -> dict[str, Any]:
+    def measure(
+        self, scored: Scored, metrics: Metrics, engine: Engine, num_records: int, span: tuple[int, int], most: int
+    ) -> list[dict[str, Any]]:
+        """Takes up the outcomes of the next chunk, of ``num_records``; gives the lines that are due in it.
+
+        They are at most ``most`` records apart. ``span`` is the run position of the chunk, and how many positions it
+        learns. What a line counts within the chunk is in proportion to it; its rate is that of the chunk's end. With 0
+        as ``most`` none is due.
+        """
+        num_scored, read, first, lines = len(scored.losses), 0, 0, []
+        while most and (mark := next_line(self.records + read, most)) <= self.records + num_records:
+            read = mark - self.records
+            part = read / num_records
+            last = round(num_scored * part)  # where labels join by ids, others are scored than are read
+            metrics.update(*scored.part(first, last))
+            learned = round(scored.num_learned * part)
+            counts = {
+                "records": mark,
+                "updates": self.updates + round(scored.num_updates * part),
+                "skipped": self.skipped + sum(place < learned for place in scored.skipped),
+            }
+            lines.append(self.line(engine, span[0] + round(span[1] * part), metrics.report()) | counts)
+            first = last
+        metrics.update(*scored.part(first, num_scored))
+        return lines
+
+    def line(self, engine: Engine, position: int, metrics: dict[str, float]) -> dict[str, Any]:
         """How it stands, as a line of metrics.jsonl."""
         place = {"phase": self.number, "kind": self.kind, "epoch": self.epoch, "records": self.records}
-        facts = {"updates": self.updates, "skipped": self.skipped, "learning_rate": learning_rate}
+        facts = {"position": position, "updates": self.updates, "skipped": self.skipped}
+        who = {"optimizer": engine.optimizer, "learning_rate": engine.learning_rate, "engine": self.engine(engine.name)}
         sizes = {"update_size": self.update_size, "noise_scale": self.noise_scale}
-        return {**place, **facts, **sizes, "metrics": metrics}
+        return {**place, **facts, **who, **sizes, "metrics": metrics}
 
     def step(
         self,
@@ -121,10 +175,17 @@ class Phase:
 
     @classmethod
     def from_state(cls, state: State) -> Phase:
-        return cls(**{**state, "delay": None if state["delay"] is None else Delay(**state["delay"])})
+        delay = state["delay"]
+        kind = Joining if delay is not None and "max_open" in delay else Delay
+        return cls(**{**state, "delay": None if delay is None else kind(**delay)})
 
     def summary(
-        self, engine: Engine, metrics: dict[str, float], test: dict[str, float] | None, checkpoint: Path | None
+        self,
+        engine: Engine,
+        metrics: dict[str, float],
+        test: dict[str, float] | None,
+        checkpoint: Path | None,
+        numerics_changes: int,
     ) -> Summary:
         """What it came to so far."""
         return Summary(
@@ -140,10 +201,12 @@ class Phase:
             noise_scale=self.noise_scale,
             skipped=self.skipped,
             rejected=self.rejected,
+            labels=self.labels,
             finished=self.finished,
             metrics=metrics,
             test=test,
             checkpoint=None if checkpoint is None else str(checkpoint),
+            numerics_changes=numerics_changes,
         )
 
     def continue_as(self, asked: Phase) -> None:
@@ -160,6 +223,29 @@ class Phase:
                 )
         self.finished = self.finished and asked.epochs <= self.epochs
         self.epochs = max(self.epochs, asked.epochs)
+
+
+def next_line(records: int, most: int) -> int:
+    """How many records the next line of metrics.jsonl is written after: often at first, then every ``most`` records.
+
+    It knows the number of records only, so that a run that is resumed writes the same lines.
+
+    >>> [next_line(records, 10_000) for records in (0, 511, 512, 40_000, 1_000_000)]
+    [512, 512, 1024, 40960, 1010000]
+    """
+    apart = min(most, max(_LEAST_APART, (1 << max(0, records.bit_length() - 1)) // _LINES_OF_A_DOUBLING))
+    return (records // apart + 1) * apart
+
+
+def parse_lateness(given: Any) -> Delay | Joining | None:
+    """``join`` is labels that come by themselves, under an id; else as ``parse_delay`` has it; None is at once.
+
+    >>> parse_lateness("join").max_open
+    100000
+    """
+    if given is None or isinstance(given, Joining):
+        return given
+    return Joining() if given == "join" else parse_delay(given)
 
 
 def _fixed(plan: dict[str, Any]) -> dict[str, Any]:
@@ -213,10 +299,12 @@ class Summary:
     noise_scale: float | None  # how many would be more signal than noise; None where it was not measured
     skipped: int
     rejected: int
+    labels: dict[str, int] | None  # where they join by ids: what became of questions and answers
     finished: bool
     metrics: dict[str, float]
     test: dict[str, float] | None
     checkpoint: str | None
+    numerics_changes: int = 0  # how often the run was resumed under other versions, threads or processors
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

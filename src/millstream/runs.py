@@ -2,49 +2,58 @@
 
     runs/elec2/lock                 held while a process trains
               /checkpoints/…        see checkpoint.py
+              /journal/…            what it has consumed, and what people decided: see journal/
+              /inbox/…              wishes of people: see decisions.py
               /metrics.jsonl        one line per report
               /dead_letters.jsonl   one line per refused record, with its reason
               /events.jsonl         one line per decision: which rate leads, drift
 
-Lines that were written after the last commit are cut off when the run resumes: they will be written again. Lines that
-could not be written or synced end this open run: a second sync may say that all is well, when what it should have
-written is lost.
+Lines that were written after the last commit are cut off when the run resumes: they will be written again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
 import json
-import os
-import platform
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
-
-import numpy
-import pyarrow
-import torch
+from typing import Any, TextIO
 
 from millstream import checkpoint
-from millstream.contracts import Event, Rejection, State
-from millstream.errors import CheckpointError, SettingError, StorageError
+from millstream.commits import Commits, Seconds, checked
+from millstream.contracts import Event, LiveSource, Position, Rejection, Source, State
+from millstream.decisions import Decisions
+from millstream.errors import CheckpointError, SettingError
+from millstream.journal import Draft, Head, Journal
+from millstream.lines import Lines
+from millstream.numerics import numerics
+from millstream.sources import JournaledSource
 from millstream.storage import make_folder, storage_errors, sync
 
-__all__ = ["Run", "numerics"]
-
-_PART_BYTES = 1 << 20
-_NAME_IT = "name the folder that was given with --run"
+__all__ = ["Run"]
 
 
 class Run:
-    """An open run folder. ``resume=False`` begins a new run and refuses a folder that holds one."""
+    """An open run folder. ``resume=False`` begins a new run and refuses a folder that holds one.
 
-    def __init__(self, folder: str | Path, *, resume: bool = False, keep: int = 3) -> None:
-        self.folder, self._keep = Path(folder), keep
+    ``commit_seconds`` and ``after`` (what is called once a commit is durable) see ``commits.Commits``. ``exact``
+    refuses to go on where other versions, threads or processors may give other last bits.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        resume: bool = False,
+        keep: int = 3,
+        commit_seconds: Seconds = "auto",
+        exact: bool = False,
+    ) -> None:
+        seconds = checked(commit_seconds)
+        self.folder, self._exact = Path(folder), exact
+        self.numerics_changes = 0  # how often the run went on under other numerics
         self.checkpoints = self.folder / "checkpoints"
         if resume and not checkpoint.exists(self.checkpoints):
             raise CheckpointError(
@@ -64,85 +73,120 @@ class Run:
                 do="add --resume to go on with it, or name another folder with --run",
             )
         with storage_errors(self.folder, do=checkpoint.GO_ON):
-            self._metrics = self._open("metrics.jsonl", keep=resume)
-            self._dead_letters = self._open("dead_letters.jsonl", keep=resume)
-            self._events = self._open("events.jsonl", keep=resume)
+            names = ("metrics", "dead_letters", "events")
+            self._lines = {name: Lines(self.folder / f"{name}.jsonl", keep=resume) for name in names}
             sync(self.folder)  # the names of these files: a synced file without a name is lost with the power
-        self._lines = {"metrics": self._metrics, "dead_letters": self._dead_letters, "events": self._events}
-        self._failure: StorageError | None = None
+        self._commits = Commits(self.checkpoints, self._lines, keep=keep, seconds=seconds)
+        self.after = self._commits.after
+        try:
+            self.journal = Journal(self.folder / "journal")
+        except BaseException:
+            self._lock.close()
+            raise
+        self.decisions = Decisions(self.folder, self.journal, self.journal.head.number)
+        self.after.append(self._forget)
         # A run that is dropped gives its lock back, whether or not anybody closed it.
-        self.close = weakref.finalize(self, _close, (*(one.file for one in self._lines.values()), self._lock))
+        self.close = weakref.finalize(self, _close, self._commits, [*self._lines.values(), self.journal], self._lock)
 
     def commit(self, state: State) -> Path:
         """Makes the lines and the state durable, lines first: a state never speaks of lines that are not there."""
-        with self._writing():
-            for lines in self._lines.values():
-                lines.sync()
-        sizes = {name: lines.num_bytes for name, lines in self._lines.items()}
-        run = {"bytes": sizes, "sha256": {name: lines.digest() for name, lines in self._lines.items()}}
-        return checkpoint.write(self.checkpoints, {**state, "run": run, "numerics": numerics()}, keep=self._keep)
+        return self._commits.commit(self._of_run(state))
+
+    def commit_if_due(self, state: Callable[[], State]) -> Path | None:
+        """Begins to, if it is time, and does not wait for the disk; the newest commit that is durable."""
+        return self._commits.commit_if_due(lambda: self._of_run(state()))
 
     def restore(self) -> tuple[State, list[str]]:
         """The newest whole state, the lines cut back to it, and warnings: damaged checkpoints, other numerics."""
         state, _, problems = checkpoint.newest(self.checkpoints)
-        try:
-            run, was_here = dict(state["run"]), dict(state["numerics"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                got=f"state that is not of a run in {self.checkpoints}",
-                wanted="that of a trainer with a run",
-                do=_NAME_IT,
-            ) from error
-        with self._writing():
-            for name, lines in self._lines.items():
-                if not lines.cut_back(run["bytes"][name], run.get("sha256", {}).get(name)):
-                    problems.append(f"{lines.path.name} is not as it was committed: damaged, or lines are missing")
-        here = numerics()
-        problems += [
-            f"{name} was {was}, is {here.get(name)}: results may differ in the last bits"
-            for name, was in was_here.items()
-            if here.get(name) != was
-        ]
+        problems += self._other_numerics(state["numerics"])
+        for name, lines in self._lines.items():
+            if not lines.cut(state["run"]["bytes"][name], state["run"].get("sha256", {}).get(name)):
+                problems.append(f"{lines.path.name} is not as it was committed: damaged, or lines are missing")
+        head = Head.from_json(state["run"]["journal"])
+        self.journal.check(head)
+        self.decisions = Decisions(self.folder, self.journal, head.number)
+        self.numerics_changes += state["run"].get("numerics_changes", 0)
         return state, problems
 
-    def report(self, line: Mapping[str, Any]) -> None:
-        with self._writing():
-            self._metrics.write(json.dumps(line) + "\n")
+    def _of_run(self, state: State) -> State:
+        facts = {"numerics_changes": self.numerics_changes, "journal": self.journal.head.to_json()}
+        return {**state, "run": facts, "numerics": numerics()}
+
+    def _other_numerics(self, before: Mapping[str, Any]) -> list[str]:
+        """What is not as it was, counted; with ``exact`` it is refused, as is what is not known of before."""
+        here = numerics()
+        names = {**before, **here} if self._exact else before
+        changes = [
+            f"{name} was {before.get(name, 'not recorded')}, is {here.get(name)}"
+            for name in names
+            if here.get(name) != before.get(name) or (name not in before and here[name] is not None)
+        ]
+        if changes and self._exact:
+            raise CheckpointError(
+                got=f"other numerics than those that the run began with: {'; '.join(changes)}",
+                wanted="the same ones, for the same bits",
+                do="restore them, or leave out --exact",
+            )
+        self.numerics_changes += bool(changes)
+        return [f"{change}: results may differ in the last bits" for change in changes]
+
+    def recorded(self, source: Source, before: Position, reference: Mapping[str, Any] | None) -> Source:
+        """A live source through the journal of the run; others can be read again as they are, and are referred to.
+
+        ``before`` is where the phase before this one left its source; ``reference`` is noted where a phase begins.
+        """
+        if reference is not None:
+            self.refer(**reference)
+        return JournaledSource(source, self.journal, before) if isinstance(source, LiveSource) else source
+
+    def refer(self, **facts: Any) -> None:
+        """Notes in the journal what is read from here on, or was read up to here."""
+        self.journal.append(Draft(None, facts, "decision"))
+
+    def roll_back(self, number: str, skip: tuple[int, int] | None) -> None:
+        """Goes back to an earlier checkpoint. Journal positions within ``skip`` are left out from then on."""
+        kept = [path.name for path in checkpoint.kept(self.checkpoints)]
+        if number not in kept:
+            raise CheckpointError(
+                got=f"no checkpoint {number} in {self.folder}",
+                wanted=f"one of {', '.join(kept)}",
+                do="name one of them",
+            )
+        checkpoint.verify(self.checkpoints / number)
+        self.refer(rollback=number, skip=skip)
+        checkpoint.drop_after(self.checkpoints, number)
+
+    def report(self, *lines: Mapping[str, Any]) -> None:
+        for line in lines:
+            self._lines["metrics"].write(json.dumps(line))
 
     def note(self, events: Sequence[Event]) -> None:
         """Writes down what was decided while learning."""
-        with self._writing():
-            for event in events:
-                self._events.write(json.dumps(dataclasses.asdict(event)) + "\n")
+        for event in events:
+            self._lines["events"].write(json.dumps(dataclasses.asdict(event)))
 
     def reject(self, rejected: Sequence[Rejection], start: int) -> None:
         """Writes refused records down; ``start`` is the position of their chunk."""
-        if not rejected:
+        for item in rejected:
+            line = {
+                "position": start + item.offset,
+                "reason": item.reason,
+                "where": item.where,
+                "record": item.record,
+            }
+            self._lines["dead_letters"].write(json.dumps(line, ensure_ascii=False))
+
+    def _forget(self, _: State) -> None:
+        """Drops old segments of the journal that no checkpoint needs. The oldest that is kept must still be whole."""
+        if self.journal.num_segments < 2:
             return
-        with self._writing():
-            for item in rejected:
-                line = {
-                    "position": start + item.offset,
-                    "reason": item.reason,
-                    "where": item.where,
-                    "record": item.record,
-                }
-                self._dead_letters.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    def _open(self, name: str, *, keep: bool) -> _Lines:
-        return _Lines(self.folder / name, keep=keep)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Around what changes the files of lines; nothing does any more once that has failed."""
-        if self._failure is not None:
-            raise self._failure
-        try:
-            with storage_errors(self.folder, do=checkpoint.GO_ON):
-                yield
-        except StorageError as error:
-            self._failure = error
-            raise
+        phase = checkpoint.verify(checkpoint.kept(self.checkpoints)[0])["phase"] or {}
+        place = phase.get("left") or phase.get("before")
+        if isinstance(place, dict) and "journal" in place:
+            self.journal.forget(place["journal"])
+        else:
+            self.journal.forget(self.journal.head.position)
 
     def _take_lock(self) -> None:
         try:
@@ -156,52 +200,10 @@ class Run:
             ) from error
 
 
-class _Lines:
-    """A file of lines with the hash of all that it holds."""
-
-    def __init__(self, path: Path, *, keep: bool) -> None:
-        self.path = path
-        self.file = path.open("ab" if keep else "wb")
-        self.num_bytes, self._hash = 0, hashlib.sha256()
-
-    def write(self, text: str) -> None:
-        data = text.encode()
-        self.file.write(data)
-        self._hash.update(data)
-        self.num_bytes += len(data)
-
-    def sync(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-    def cut_back(self, num_bytes: int, digest: str | None) -> bool:
-        """Goes back to the first ``num_bytes``; False where they are not the ones with this digest (None: unknown)."""
-        self.file.truncate(min(num_bytes, self.file.seek(0, os.SEEK_END)))
-        self.num_bytes = self.file.seek(0, os.SEEK_END)
-        with self.path.open("rb") as file:
-            self._hash = hashlib.sha256()
-            while part := file.read(_PART_BYTES):
-                self._hash.update(part)
-        return self.num_bytes == num_bytes and digest in (None, self.digest())
-
-
-def _close(files: Iterable[IO[Any]]) -> None:
-    for file in files:
-        # What a full disk does not take now was not committed, and is cut off anyway.
-        with suppress(OSError):
-            file.close()
-
-
-def numerics() -> dict[str, Any]:
-    """What the last bits of a result depend on besides code and data."""
-    return {
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "pyarrow": pyarrow.__version__,
-        "threads": torch.get_num_threads(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
-    }
+def _close(commits: Commits, lines: Iterable[Lines | Journal], lock: TextIO) -> None:
+    try:
+        commits.close()
+    finally:
+        for each in lines:
+            each.close()
+        lock.close()

@@ -76,6 +76,7 @@ class Schema:
     weight: str | None = None  # column of record weights
     time: str | None = None  # column: when the features were known
     label_time: str | None = None  # column: when the label was known
+    id: str | None = None  # column: by what a label that comes later finds its record
 
     def __post_init__(self) -> None:
         names = [field.name for field in self.fields] + ([self.target.name] if self.target else [])
@@ -104,7 +105,8 @@ class Schema:
         target = value.get("target")
         if target is not None:
             target = Target(**_with_tuples(target))
-        return cls(fields, target, value.get("weight"), value.get("time"), value.get("label_time"))
+        roles = (value.get(name) for name in ("weight", "time", "label_time", "id"))
+        return cls(fields, target, *roles)
 
 
 def _with_tuples(value: dict[str, Any]) -> dict[str, Any]:

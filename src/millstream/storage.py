@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 
 from millstream.errors import StorageError
 
-__all__ = ["cache_folder", "make_folder", "replace", "storage_errors", "sync"]
+__all__ = ["cache_folder", "is_full", "make_folder", "replace", "storage_errors", "sync"]
 
 _SYSTEM_REASON = re.compile(r".*(?:\[errno \d+\] |I/O error: )(.+?)(?: \(os error \d+\).*)?$")  # as libraries tell it
 
@@ -74,3 +75,9 @@ def storage_errors(path: Path, *, do: str, wanted: str = "to write there") -> It
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or _SYSTEM_REASON.sub(r"\1", str(error).splitlines()[0])
         raise StorageError(got=f"{reason!r} at {path}", wanted=wanted, do=do) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error of the operating system, or what became of it here, says that there is no room."""
+    system = error.__cause__ if isinstance(error, StorageError) else error
+    return isinstance(system, OSError) and system.errno in (errno.ENOSPC, errno.EDQUOT)

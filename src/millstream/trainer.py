@@ -22,15 +22,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from millstream import engines, evaluation, losses, sources
-from millstream.contracts import Chunk, Loss, Source, State
+from millstream.books import Books
+from millstream.commits import Seconds
+from millstream.contracts import Chunk, Loss, Source, State, Stoppable
 from millstream.controllers import Controller, Count, Plan
-from millstream.delay import LabelDelay, parse_delay
+from millstream.delay import LabelDelay
 from millstream.errors import CheckpointError, DataError, MillstreamError, SettingError
 from millstream.features import Features
-from millstream.guard import SkipGuard
+from millstream.joining import LabelJoin
 from millstream.learner import Learner, Scored, check_version, load_or_refuse
 from millstream.metrics import Metrics
-from millstream.phase import Phase, Step, Summary
+from millstream.phase import Phase, Step, Summary, parse_lateness
 from millstream.runs import Run
 
 __all__ = ["Trainer"]
@@ -75,7 +77,7 @@ class Trainer:
         window: int = 1000,
         max_skips: int = 100,
         run: str | Path | None = None,
-        commit_seconds: float = 30.0,
+        commit_seconds: Seconds = "auto",
         report_records: int = 10_000,
         spec: dict[str, Any] | None = None,
     ) -> None:
@@ -88,19 +90,19 @@ class Trainer:
         self.learner = Learner(chosen.rule, chosen, features)
         self.seed, self.spec = seed, spec
         self.position = 0  # run position of the next record to be learned
-        self.metrics: Metrics | None = None
+        self.consumed = 0  # places that were read, over all phases
+        self._books = Books(self.learner, window=window, max_skips=max_skips)
         self._per_epoch = scheduler if by_epoch else None
-        self._scoring, self._window = scoring, window
+        self._scoring = scoring
         self._commit_seconds, self._report_records = commit_seconds, report_records
         self._phase: Phase | None = None
+        self._source: Source | None = None  # of the phase
         self._controller = Controller(Plan(1, 1), self.learner, None)  # of the phase
-        self._delay: LabelDelay | None = None
-        self._guard = SkipGuard(max_skips)
+        self._delay: LabelDelay | LabelJoin | None = None
         self._num_epochs = 0  # of all phases: the key of the next shuffle
         self._whole = True  # False while a chunk is half done
         self._stop = self._checked = False
         self._checkpoint: Path | None = None
-        self._committed_at = time.monotonic()
         self.run: Run | None = None
         if run is not None:
             self.open(run)
@@ -137,7 +139,7 @@ class Trainer:
     def learn(self, source: Any, *, update_size: int = 1, label_delay: Any = None, resume: bool = False) -> Summary:
         """Online training: every record once, in order; predicted, scored, then learned.
 
-        With ``label_delay`` (records, or a time such as ``2h``) a record is learned when its label comes.
+        With ``label_delay`` (records, a time such as ``2h``, or ``join``) a record is learned when its label comes.
         """
         collections.deque(self.steps(source, update_size=update_size, label_delay=label_delay, resume=resume), maxlen=0)
         return self.summary()
@@ -164,16 +166,20 @@ class Trainer:
         plan = Plan(update_size, epochs, schedule, warmup)
         how: dict[str, Any] = {"shuffle": shuffle, "seed": self.seed, "validates": epochs == "auto"}
         source, validation = sources.training_sources(source, validation, **how)
-        delay = None if label_delay is None else parse_delay(label_delay)
+        delay = parse_lateness(label_delay)
         rule = {"seed": self.seed, **self.learner.rule.facts()}
         facts = dict(source.fingerprint()), rule, plan.to_json(), source.num_records
         size = plan.first_size(source.num_records)
         asked = Phase(kind, size, plan.most_epochs, shuffle, 0, delay, *facts)
         asked.chunk_size = self.learner.engine.chunk_size(size)
         phase = self._enter(source, asked, resume)
-        imported = sources.imported(source)
-        if imported is not None and not resume:
-            phase.refuse_import(self.run, imported.num_rejected, imported.rejected)
+        if self.run is not None:
+            source = self.run.recorded(source, phase.before, None if resume else phase.reference())
+        self._source = source
+        if resume:
+            sources.check_goes_on(source, phase.position)
+        else:
+            phase.refuse_import(self.run, sources.imported(source))
         self.commit()  # from here on there is something to resume
         try:
             while not (phase.finished or self._stop):
@@ -203,11 +209,19 @@ class Trainer:
             raise SettingError(
                 got="a trainer that has not trained", wanted="a phase to sum up", do="call fit or learn first"
             )
-        return phase.summary(self.learner.engine, self._report(), test, self._checkpoint)
+        changes = self.run.numerics_changes if self.run else 0
+        return phase.summary(self.learner.engine, self._books.report(), test, self._checkpoint, changes)
 
     def stop(self) -> None:
         """Asks the loop to end after the chunk that it is at; for signal handlers and other threads."""
         self._stop = True
+        if isinstance(self._source, Stoppable):
+            self._source.stop()  # or it would wait for records that may never come
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Those of this phase; None before its first record was scored."""
+        return self._books.metrics
 
     @property
     def learning_rate(self) -> float:
@@ -219,16 +233,15 @@ class Trainer:
         if self.run is None:
             return None
         self._checkpoint = self.run.commit(self.state_dict())
-        self._committed_at = time.monotonic()
         return self._checkpoint
 
-    def open(self, run: str | Path, *, resume: bool = False) -> list[str]:
+    def open(self, run: str | Path, *, resume: bool = False, exact: bool = False) -> list[str]:
         """Writes to this run folder from now on. ``resume`` first brings back its newest whole checkpoint.
 
-        Gives warnings: checkpoints that were damaged and passed over, numerics that are not those of before.
+        Gives warnings: damaged checkpoints that were passed over, and other numerics, which ``exact`` refuses.
         """
         self.close()
-        self.run = Run(run, resume=resume)
+        self.run = Run(run, resume=resume, commit_seconds=self._commit_seconds, exact=exact)
         if not resume:
             return []
         state, warnings = self.run.restore()
@@ -253,12 +266,12 @@ class Trainer:
             "version": 1,
             "spec": self.spec,
             "position": self.position,
+            "consumed": self.consumed,
             "num_epochs": self._num_epochs,
-            "guard": self._guard.state_dict(),
+            "books": self._books.state_dict(),
             "phase": None if self._phase is None else self._phase.to_state(),
             "controller": self._controller.state_dict(),
             "delay": None if self._delay is None else self._delay.state_dict(),
-            "metrics": None if self.metrics is None else self.metrics.state_dict(),
             "per_epoch": None if self._per_epoch is None else dict(self._per_epoch.state_dict()),
             "learner": self.learner.state_dict(),
         }
@@ -269,16 +282,11 @@ class Trainer:
         if self._phase is not None:
             self._control(self._phase).load_state_dict(state["controller"])
         self.learner.load_state_dict(state["learner"])
-        self.position, self._num_epochs = state["position"], state["num_epochs"]
-        self._guard.load_state_dict(state["guard"])
-        self._delay = None
-        if state["delay"] is not None and self._phase is not None and self._phase.delay is not None:
-            self._delay = LabelDelay(self._phase.delay, self._phase.update_size)
+        self.position, self.consumed, self._num_epochs = state["position"], state["consumed"], state["num_epochs"]
+        self._books.load_state_dict(state["books"])
+        self._delay = None if state["delay"] is None or self._phase is None else self._phase.late_labels()
+        if self._delay is not None:
             self._delay.load_state_dict(state["delay"])
-        self.metrics = None
-        if state["metrics"] is not None:
-            self.metrics = Metrics(**state["metrics"]["settings"])
-            self.metrics.load_state_dict(state["metrics"])
         load_or_refuse(self._per_epoch, state["per_epoch"], "a scheduler that steps after an epoch")
         self._whole = True
 
@@ -292,10 +300,11 @@ class Trainer:
             size = phase.chunk_size
             started = time.perf_counter()
             for chunk in ordered.read(phase.position, size=size):
+                self._controller.obey(self.run, self.consumed, self.position)
                 step = self._take(chunk, phase)
                 phase.seconds += time.perf_counter() - started
                 yield step
-                self._guard.check(self.learning_rate)
+                self._books.check()
                 if self._stop:
                     return
                 if size != phase.chunk_size:
@@ -307,41 +316,40 @@ class Trainer:
         chunk.start = self.position
         self._whole = False
         try:
-            chunk = self.learner.prepare(chunk, learn=phase.features_learn)
+            chunk = self.learner.prepare(chunk, learn=phase.features_learn, late=self._delay)
         except DataError:
             self._whole = True  # features take a chunk in whole, or not at all
             raise
         scored: Scored | None = None
         num_positions = chunk.span
-        if not len(chunk) and self._delay is not None:
+        if not len(chunk) and isinstance(self._delay, LabelDelay):
             num_positions = self._delay.pass_over(chunk.span)
-        if len(chunk):
+        if len(chunk) or isinstance(self._delay, LabelJoin):
             scored = self._score(chunk, phase)
-            if self.metrics is None:
-                self.metrics = Metrics(**evaluation.metrics_for(self.learner.rule.loss, scored.outputs, self._window))
-            self.metrics.update(scored.outputs, scored.targets, scored.losses, scored.known)
             if self._delay is not None:
                 num_positions = scored.num_learned
+        most = 0 if self.run is None else self._report_records
+        lines = self._books.take(scored, phase, len(chunk), (self.position, num_positions), most)
         if phase.epoch == 0:
             phase.refuse(self.run, chunk, scored, self.position)
-        before = phase.records
         phase.advance(chunk, scored)
         self.position += num_positions
+        self.consumed += chunk.span
         self._whole = True
         if scored is not None:
             phase.update_size, phase.noise_scale = self._controller.after_chunk(scored, self.position)
             phase.chunk_size = self.learner.engine.chunk_size(phase.update_size)
-        self._report_if_due(before, phase)
+        if self.run is not None:
+            self.run.report(*lines)
         self._controller.note_events(self.run)
-        self._guard.watch(scored)
-        if time.monotonic() - self._committed_at >= self._commit_seconds:
-            self.commit()
+        if self.run is not None:
+            self._checkpoint = self.run.commit_if_due(self.state_dict) or self._checkpoint
         return phase.step(self.learning_rate, scored, len(chunk), epoch=phase.epoch)
 
     def _score(self, chunk: Chunk, phase: Phase) -> Scored:
         """Predicts, scores and learns. Where that fails, ``position`` tells what was learned."""
         try:
-            if not self._checked:
+            if not self._checked and len(chunk):
                 self.learner.check(chunk)
                 self._controller.look_at(chunk)
                 self._checked = True
@@ -358,13 +366,13 @@ class Trainer:
         """Begins a phase, or goes on with the one that was restored."""
         if resume and self._phase is not None:
             self._phase.continue_as(asked)
-            sources.check_goes_on(source, self._phase.position)
         else:
-            asked.number = 0 if self._phase is None else self._phase.number + 1
+            if self._phase is not None:
+                asked.number, asked.before = self._phase.number + 1, self._phase.left
             self._control(asked).begin(asked.kind)
-            self._phase, self.metrics = asked, None
-            at_once = asked.delay is None or asked.delay.records == 0
-            self._delay = None if at_once else LabelDelay(asked.delay, asked.update_size)  # type: ignore[arg-type]
+            self._books.begin()
+            self._phase = asked
+            self._delay = asked.late_labels(self._delay)
         automatic: Literal["eval", "train"] = "eval" if asked.kind == "learn" else "train"
         self.learner.rule.scoring = automatic if self._scoring == "auto" else self._scoring
         self.learner.rule.online = asked.kind == "learn"
@@ -381,20 +389,15 @@ class Trainer:
         test = None if validation is None else self.evaluate(validation)  # may fail: nothing has ended yet
         phase.epoch, phase.position, phase.place = phase.epoch + 1, None, 0
         self._num_epochs += 1
-        line = phase.line(self.learning_rate, self._report()) | ({} if test is None else {"test": test})
+        line = phase.line(self.learner.engine, self.position, self._books.report())
+        line |= {} if test is None else {"test": test}
         phase.finished, test = self._controller.after_epoch(self.position, test, is_last=phase.epoch == phase.epochs)
         if self._per_epoch is not None:
-            engines.step_after_epoch(self._per_epoch, (test or self._report()).get("loss"))
+            engines.step_after_epoch(self._per_epoch, (test or self._books.report()).get("loss"))
         if self.run is not None:
             self.run.report(line)
+            if phase.finished:
+                self.run.refer(**phase.reference())
         self._controller.note_events(self.run)
         self.commit()
         return phase.step(self.learning_rate, None, 0, epoch=phase.epoch - 1, validation=test)
-
-    def _report(self) -> dict[str, float]:
-        return {} if self.metrics is None else self.metrics.report()
-
-    def _report_if_due(self, before: int, phase: Phase) -> None:
-        """One line per ``report_records`` records: by position, so that a resumed run writes the same lines."""
-        if self.run is not None and phase.records // self._report_records > before // self._report_records:
-            self.run.report(phase.line(self.learning_rate, self._report()))

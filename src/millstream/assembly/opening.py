@@ -47,6 +47,7 @@ def open_data(
     columns: Sequence[str] = (),
     time: str | None = None,
     label_time: str | None = None,
+    id: str | None = None,
     schema: Schema | None = None,
     test: float | str | None = None,
     ordered: bool | None = None,
@@ -61,7 +62,7 @@ def open_data(
     of a file; without it only a data set with a test split of its own has one. ``ordered`` says if the order of the
     data is that of time; a public data set knows.
     """
-    roles = (target, tuple(columns), time, label_time)
+    roles = (target, tuple(columns), time, label_time, id)
     if is_known(name):
         known = datasets.load(name, fetch=fetch)
         data = Data(known.name, known.train, known.test, known.schema, known.ordered)
@@ -98,7 +99,9 @@ def open_questions(name: str, schema: Schema | None, *, fetch: bool = False) -> 
         return pipe
     check_name(name)
     return (
-        sources.FileSource(name) if schema is None else _opened_files(name, schema, (None, (), None, None), "stop")[0]
+        sources.FileSource(name)
+        if schema is None
+        else _opened_files(name, schema, (None, (), None, None, None), "stop")[0]
     )
 
 
@@ -124,7 +127,8 @@ def check_name(name: str) -> None:
 def require_columns(schema: Schema, source: Source, name: str) -> None:
     """Refuses a source that lacks a column of the schema: better to know before the training than after."""
     used = [field.name for field in schema.fields if field.kind != "ignore"]
-    used += [column for column in (schema.target and schema.target.name, schema.time, schema.label_time) if column]
+    roles = schema.target and schema.target.name, schema.time, schema.label_time
+    used += [column for column in roles if column]
     names = source.schema.names if source.schema is not None else used
     for column in used:
         if column not in names:
@@ -136,28 +140,40 @@ def require_columns(schema: Schema, source: Source, name: str) -> None:
             )
 
 
-_Roles = tuple[str | None, tuple[str, ...], str | None, str | None]  # target, corrections, time, label time
+_Roles = tuple[str | None, tuple[str, ...], str | None, str | None, str | None]
+# target, corrections, time, label time, id
 
 
 def _corrected(schema: Schema, roles: _Roles, name: str) -> Schema:
     """The schema of a known data set with what a person wants otherwise."""
-    target, columns, time, label_time = roles
+    target, columns, time, label_time, id = roles
     label = schema.target and schema.target.name
     if target is not None and target != label:
         raise SettingError(got=f"target {target!r} for {name}", wanted=f"its label, {label!r}", do="leave --target out")
     for text in columns:
         schema = features.parse_override(text, schema)
-    return dataclasses.replace(schema, time=time or schema.time, label_time=label_time or schema.label_time)
+    return _with_roles(schema, time, label_time, id)
+
+
+def _with_roles(schema: Schema, time: str | None, label_time: str | None, id: str | None) -> Schema:
+    """The schema with these columns of times and ids, where they are named; an id is no feature."""
+    roles: dict[str, Any] = {
+        "time": time or schema.time,
+        "label_time": label_time or schema.label_time,
+        "id": id or schema.id,
+    }
+    fields = tuple(field for field in schema.fields if id is None or field.name != id)
+    return dataclasses.replace(schema, fields=fields, **roles)
 
 
 def _guessed(source: Source, first: Any, roles: _Roles, name: str) -> Schema:
     """What the first records suggest, and what a person wants otherwise."""
     if first is None or not len(first):
         raise DataError(got=f"no records in {name}", wanted="at least one", do="check that this is the right file")
-    target, columns, time, label_time = roles
+    target, columns, time, label_time, id = roles
     stated = {text.partition("=")[0] for text in columns}
     sample = _texts_as_numbers(first.inputs, stated) if _format(source) == "csv" else first.inputs
-    schema = features.infer(sample, target=target, time=time, label_time=label_time)
+    schema = features.infer(sample, target=target, time=time, label_time=label_time, id=id)
     for text in columns:
         schema = features.parse_override(text, schema)
     return schema
@@ -185,6 +201,8 @@ def _types(source: Source, schema: Schema) -> dict[str, pa.DataType]:
     form, types = _format(source), {}
     columns: list[Field | Target] = [*schema.fields, *([schema.target] if schema.target is not None else [])]
     found = {} if source.schema is None else dict(zip(source.schema.names, source.schema.types, strict=True))
+    if schema.id is not None and schema.id in found and form == "csv":
+        types[schema.id] = pa.string()
     for column in columns:
         wanted = _TYPES_OF_KINDS.get(column.kind)
         kind = found.get(column.name)
@@ -216,16 +234,16 @@ def _texts_as_numbers(batch: pa.RecordBatch, stated: set[str]) -> pa.RecordBatch
 
 def _refuse_other_roles(schema: Schema, roles: _Roles) -> None:
     """What the columns of a run are is settled; to say it again is fine."""
-    target, columns, time, label_time = roles
+    target, columns, time, label_time, id = roles
     asked = schema
     for text in columns:
         asked = features.parse_override(text, asked)
     label = schema.target and schema.target.name
-    asked = dataclasses.replace(asked, time=time or schema.time, label_time=label_time or schema.label_time)
+    asked = _with_roles(asked, time, label_time, id)
     if asked != schema or target not in (None, label):
         raise SettingError(
             got="columns that are not read as they were when the run began",
-            wanted="the same --target, --column, --time and --label-time",
+            wanted="the same --target, --column, --time, --label-time and --id",
             do="leave these options out",
         )
 

@@ -17,11 +17,12 @@ from torch import nn
 
 from millstream import checkpoint, engines, features, losses, models
 from millstream.assembly import optimizers
+from millstream.contracts import State
 from millstream.errors import CheckpointError, DataError, ModelError, SettingError
 from millstream.schema import Schema
 from millstream.trainer import Trainer
 
-__all__ = ["Recipe", "build", "load", "snapshot"]
+__all__ = ["Recipe", "build", "from_state", "load", "snapshot"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,15 +118,15 @@ def build(recipe: Recipe, *, run: str | Path | None = None, **settings: Any) -> 
     )
 
 
-def load(run: str | Path, trainer: Trainer | None = None, **settings: Any) -> Trainer:
+def load(run: str | Path, trainer: Trainer | None = None, *, exact: bool = False, **settings: Any) -> Trainer:
     """The trainer of a run, as its newest whole checkpoint has it, ready to go on in that folder.
 
-    A run of a Python object needs that object: ``trainer``, built as it was then, takes the state in. ``settings`` are
-    those of ``build``.
+    A run of a Python object needs that object: ``trainer``, built as it was then, takes the state in. ``exact``
+    refuses other numerics than those of before; ``settings`` are those of ``build``.
     """
     if trainer is None:
         trainer = build(_recipe(checkpoint.newest(Path(run) / "checkpoints")[0], run), **settings)
-    for warning in trainer.open(run, resume=True):
+    for warning in trainer.open(run, resume=True, exact=exact):
         warnings.warn(warning, stacklevel=2)
     return trainer
 
@@ -146,6 +147,13 @@ def snapshot(run: str | Path, changes: Mapping[str, Any] | None = None, **settin
         group["weight_decay"] = changes.get("weight_decay", group["weight_decay"])
     for problem in problems:
         warnings.warn(problem, stacklevel=2)
+    return trainer
+
+
+def from_state(state: State, run: str | Path, **settings: Any) -> Trainer:
+    """A trainer with the state of a checkpoint of ``run``, which writes nowhere."""
+    trainer = build(_recipe(state, run), **settings)
+    trainer.load_state_dict(state)
     return trainer
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from millstream import __version__
-from millstream.cli import shared
+from millstream.cli import journal_commands, shared
 from millstream.cli.options import Commands, fraction, in_one_line, number, whole
 from millstream.cli.tune_options import about_tuning
 from millstream.errors import MillstreamError
@@ -54,6 +54,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 @click.argument("data")
 @click.argument("source", required=False)
 @shared.about_data
+@shared.identity
 @shared.about_model
 @shared.fitting
 @shared.training(
@@ -79,6 +80,7 @@ def fit(context: click.Context, /, **given: Any) -> None:
 @click.argument("data")
 @click.argument("source", required=False)
 @shared.about_data
+@shared.identity
 @shared.about_model
 @shared.training(
     "--update-size",
@@ -91,7 +93,24 @@ def fit(context: click.Context, /, **given: Any) -> None:
 @shared.training(
     "--label-delay",
     metavar="DELAY",
-    help="How late labels are: 10 (records), 30s, 5m, 2h, 1d, or known (the column of --label-time).",
+    help="How late labels are: 10 (records), 30s, 5m, 2h, 1d, known (the column of --label-time), or join: they come "
+    "by themselves, with the id of their record.",
+)
+@shared.training(
+    "--label-timeout",
+    metavar="DELAY",
+    help="How long a record waits for a label that joins: 1000 (records), 2h …  [default: for ever]",
+)
+@shared.training(
+    "--default-label",
+    metavar="LABEL|drop",
+    help="What a record learns when its time is up; drop: nothing.  [default: drop]",
+)
+@shared.training(
+    "--max-open",
+    callback=whole(),
+    metavar="RECORDS",
+    help="How many records wait at most; then the time of the oldest one is up.  [default: 100000]",
 )
 @shared.about_run
 @click.pass_context
@@ -155,6 +174,20 @@ def export(run: str, file: str) -> None:
     from millstream.cli import answering
 
     answering.export(run, file)
+
+
+@cli.command()
+@click.argument("run")
+@shared.output("--output", "-o", default="report.html", show_default=True, metavar="FILE", help="The page.")
+@shared.as_json
+def report(**given: Any) -> None:
+    """Show what a RUN has been through: a page with its curves, rates and alarms.
+
+    The run may be at work meanwhile, or have been killed. With --json no page is written.
+    """
+    from millstream.cli import reporting
+
+    reporting.report(given["run"], given["output"], given["as_json"])
 
 
 @cli.command()
@@ -316,6 +349,10 @@ def warmup(as_json: bool) -> None:
     from millstream.cli import warming
 
     warming.run(as_json)
+
+
+for command in (journal_commands.journal, journal_commands.change, journal_commands.rollback):
+    cli.add_command(command)
 
 
 @cli.group(cls=Commands)

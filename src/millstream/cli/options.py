@@ -44,16 +44,16 @@ def whole(least: int = 1, *, or_auto: bool = False) -> Callback:
     return check
 
 
-def number(*, above: float = -math.inf, least: float = -math.inf) -> Callback:
-    """A finite number: above ``above``, or ``least`` or more."""
+def number(*, above: float = -math.inf, least: float = -math.inf, or_auto: bool = False) -> Callback:
+    """A finite number: above ``above``, or ``least`` or more; with ``or_auto`` also ``auto``."""
 
-    def check(_: click.Context, param: click.Parameter, value: Any) -> float | None:
-        if value is None:
-            return None
+    def check(_: click.Context, param: click.Parameter, value: Any) -> float | str | None:
+        if value is None or (or_auto and value == "auto"):
+            return None if value is None else "auto"
         found = _float(value)
         if not (math.isfinite(found) and found > above and found >= least):
             bound = f" above {above:g}" if above > -math.inf else f", {least:g} or more" if least > -math.inf else ""
-            raise _refused(param, value, f"a number{bound}")
+            raise _refused(param, value, f"a number{bound}" + (", or auto" if or_auto else ""))
         return found
 
     return check

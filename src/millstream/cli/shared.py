@@ -19,6 +19,7 @@ __all__ = [
     "engine",
     "fetch",
     "fitting",
+    "identity",
     "loss",
     "model",
     "network",
@@ -49,6 +50,9 @@ columns = options(
     ),
     data("--time", metavar="COLUMN", help="When the features were known."),
     data("--label-time", metavar="COLUMN", help="When the label was known."),
+)
+identity = data(
+    "--id", metavar="COLUMN", help="What tells records apart: by it, a label that comes later finds its record."
 )
 about_data = options(
     columns,
@@ -157,12 +161,13 @@ about_run = options(
     run("--resume", is_flag=True, help="Go on where the run in --run (or the newest one) stood."),
     run(
         "--commit-seconds",
-        callback=number(least=0),
-        default=30,
+        callback=number(least=0, or_auto=True),
+        default="auto",
         show_default=True,
         metavar="SECONDS",
-        help="How often all state is committed.",
+        help="How often all state is committed; auto: so often that it takes 1 % of the time, but for once a second.",
     ),
+    run("--exact", is_flag=True, help="Do not resume where other versions or threads may give other last bits."),
     run(
         "--on-error",
         callback=choice("stop", "quarantine"),

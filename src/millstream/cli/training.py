@@ -21,9 +21,10 @@ from millstream.assembly import Data, Recipe
 from millstream.cli import tuned
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import StepProgress, err
-from millstream.delay import parse_delay
+from millstream.delay import Delay, parse_delay
 from millstream.errors import CheckpointError, SettingError
-from millstream.phase import Summary
+from millstream.joining import Joining
+from millstream.phase import Summary, parse_lateness
 from millstream.schema import Schema
 from millstream.studies.statistics import seconds_text
 from millstream.trainer import Trainer
@@ -39,7 +40,7 @@ _MAY_CHANGE = (  # in a run that begins with the weights of another one
     *("learning_rate", "weight_decay", "clip_norm", "clip_value", "engine", "device"),
     *("seed", "window", "max_skips", "on_error", "nonfinite"),
 )
-OF_THE_COLUMNS = ("target", "columns", "time", "label_time")
+OF_THE_COLUMNS = ("target", "columns", "time", "label_time", "id")
 _MOST_COLUMNS, _MOST_WIDTH = 20, 110  # of the table of columns
 
 
@@ -47,8 +48,8 @@ def run(kind: str, options: dict[str, Any], given: set[str]) -> None:
     """Runs ``fit`` or ``learn`` as the options say; ``given`` are those that stand on the command line."""
     options, given = tuned.applied(kind, options, given)
     torch.set_num_threads(options["threads"])
-    if options.get("label_delay") is not None:
-        parse_delay(options["label_delay"])
+    if kind == "learn":
+        options = {**options, "label_delay": _lateness(options)}
     weights = numbers("--class-weights", options["class_weights"])
     options = {**options, "class_weights": weights, "device": options["device"] or "cpu"}
     options["race"] = models.names_of(options["race"])
@@ -80,6 +81,25 @@ def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         ) from None
 
 
+def _lateness(options: dict[str, Any]) -> Delay | Joining | None:
+    """How late labels are, and what becomes of those that never come."""
+    timeout, default, most = (options[name] for name in ("label_timeout", "default_label", "max_open"))
+    if options["label_delay"] != "join":
+        idle = [name for name in ("label_timeout", "default_label", "max_open") if options[name] is not None]
+        if idle:
+            raise SettingError(
+                got=f"--{_option(idle[0])} for labels that do not join",
+                wanted="labels with the ids of their records",
+                do="add --label-delay join --id COLUMN, or leave it out",
+            )
+        return parse_lateness(options["label_delay"])
+    waits = Delay() if timeout is None else parse_delay(timeout)
+    if timeout is not None and waits == Delay():
+        raise SettingError(got=f"--label-timeout {timeout}", wanted="records, or a time", do="write e.g. 1000 or 2h")
+    bound = {} if most is None else {"max_open": most}
+    return Joining(waits.records, waits.seconds, None if default == "drop" else default, **bound)
+
+
 def _prepared(kind: str, options: dict[str, Any], given: set[str]) -> tuple[Trainer, Data, Path]:
     name = options["data"]
     folder = folder_of(kind, options)
@@ -89,7 +109,7 @@ def _prepared(kind: str, options: dict[str, Any], given: set[str]) -> tuple[Trai
     trainer, data = from_object(options, given)
     if trainer.run is not None and not options["run"] and not options["resume"]:
         return trainer, data, trainer.run.folder
-    for warning in trainer.open(folder, resume=options["resume"]):
+    for warning in trainer.open(folder, resume=options["resume"], exact=options["exact"]):
         err.print(f"millstream: {warning}")
     return trainer, data, folder
 
@@ -164,6 +184,7 @@ def _opened(kind: str, options: dict[str, Any], schema: Schema | None) -> Data:
         columns=options["columns"],
         time=options["time"],
         label_time=options["label_time"],
+        id=options["id"],
         schema=schema,
         test=test,
         fetch=options["fetch"],
@@ -174,7 +195,7 @@ def _opened(kind: str, options: dict[str, Any], schema: Schema | None) -> Data:
 
 def _resumed(folder: Path, options: dict[str, Any], given: set[str]) -> Trainer:
     """The trainer of a run, whose settings must be those that it began with."""
-    trainer = assembly.load(folder, commit_seconds=options["commit_seconds"])
+    trainer = assembly.load(folder, exact=options["exact"], commit_seconds=options["commit_seconds"])
     assert trainer.spec is not None
     began = Recipe.from_json(trainer.spec)
     for name in OF_A_RECIPE:
@@ -316,6 +337,7 @@ def _tell(summary: Summary, as_json: bool) -> None:
         print_json(summary.to_json())
         return
     counts = [(summary.skipped, "skipped"), (summary.rejected, "refused")]
+    counts += [(num, what) for what, num in (summary.labels or {}).items()]
     noise = "" if summary.noise_scale is None else f", noise scale {summary.noise_scale:,.0f}"
     print(
         f"{summary.records:,} records, {summary.updates:,} updates in {seconds_text(summary.seconds)} "

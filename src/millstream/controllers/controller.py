@@ -76,6 +76,11 @@ class Controller:
             self._is_bounded = True
             self._batch.most = largest_batch(self._learner.engine.active, chunk, self._batch.most)
 
+    def obey(self, run: Run | None, consumed: int, position: int) -> None:
+        """Does what people want from here on, or says why it cannot be done."""
+        for wish in () if run is None else run.decisions.due(consumed):
+            self._set_rate(wish["learning_rate"], position)
+
     def after_chunk(self, scored: Scored, position: int) -> tuple[int, float | None]:
         """Takes up what a chunk came to; gives the batch size from here on, and the noise scale."""
         self._events += scored.events
@@ -133,6 +138,16 @@ class Controller:
             self._patience.load_state_dict(state["patience"])
         self._best, self._is_bounded = state["best"], state["is_bounded"]
         self._loss_sum, self._num_losses = state["losses"]
+
+    def _set_rate(self, rate: float, position: int) -> None:
+        now = self._learner.engine.learning_rate
+        if self._race is not None or not self._is_free:
+            whose = "a race of rates" if self._race is not None else "a schedule"
+            self._tell(position, "change refused", f"to a rate of {rate:g}: rates are those of {whose}")
+            return
+        for group in self._learner.engine.active.optimizer.param_groups:
+            group["lr"] = rate if now == 0 else group["lr"] * (rate / now)
+        self._tell(position, "rate set by hand", f"{now:.3g} to {rate:.3g}")
 
     def _grow(self, position: int) -> None:
         before, engine = self.batch_size, self._learner.engine

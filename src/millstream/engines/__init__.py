@@ -1,6 +1,6 @@
 """Engines: how a chunk becomes weight changes. ``reference`` defines what is right; the others are faster and equal."""
 
-from millstream.engines.averaging import AveragedEngine, averaged_weights
+from millstream.engines.averaging import AveragedEngine, averaged_weights, model_that_answers
 from millstream.engines.candidates import (
     Candidate,
     Entrants,
@@ -53,6 +53,7 @@ __all__ = [
     "entrants",
     "entrants_of",
     "explain",
+    "model_that_answers",
     "parameter_of",
     "parse_drift",
     "parse_replay",

@@ -10,14 +10,14 @@ import copy
 import dataclasses
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from millstream.contracts import Chunk, Engine, Inputs, Outcome, Questions, State
 from millstream.engines.pieces import Piecewise
 from millstream.engines.reference import ReferenceEngine
 from millstream.errors import SettingError
 
-__all__ = ["AveragedEngine", "averaged_weights"]
+__all__ = ["AveragedEngine", "averaged_weights", "model_that_answers"]
 
 
 def averaged_weights(engine: State | None) -> dict[str, Tensor] | None:
@@ -26,6 +26,13 @@ def averaged_weights(engine: State | None) -> dict[str, Tensor] | None:
         return None
     weights: dict[str, Tensor] = engine["own"]["model"]
     return weights
+
+
+def model_that_answers(engine: Engine) -> nn.Module:
+    """The model whose weights an engine predicts with: an average, or the one that is learned."""
+    is_average = isinstance(engine, AveragedEngine) and engine.is_taken
+    model: nn.Module = engine.model if is_average else engine.rule.model  # type: ignore[attr-defined]
+    return model
 
 
 class AveragedEngine(Piecewise):
@@ -53,6 +60,11 @@ class AveragedEngine(Piecewise):
 
     def predict(self, inputs: Inputs) -> Tensor:
         return self._answering.predict(inputs) if self._weight else self.inner.predict(inputs)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether there is an average yet."""
+        return bool(self._weight)
 
     def _see(self, piece: Chunk, questions: Questions | None, outcome: Outcome) -> None:
         self._num_updates += outcome.num_updates

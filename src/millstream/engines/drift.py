@@ -18,7 +18,7 @@ from torch import Tensor
 
 from millstream.contracts import Chunk, Engine, Event, Outcome, Questions, State
 from millstream.engines.detectors import Detector
-from millstream.engines.pieces import Pending, Piecewise, find
+from millstream.engines.pieces import Pending, Piecewise, Unscored, find
 from millstream.engines.race import RaceEngine, wrong
 from millstream.engines.replay import ReplayEngine
 from millstream.errors import SettingError
@@ -76,7 +76,7 @@ class DriftEngine(Piecewise):
                 do="leave the optimizer out, or name another action",
             )
         self.detector = Detector(drift.detector)
-        self._pending = Pending(1)
+        self._pending, self._unscored = Pending(1), Unscored()
         self._block: npt.NDArray[np.float64] = np.zeros(0)  # errors of lessons that the detector has not seen
         self._scale = 0.0  # of losses that are not of classes
         self._factor = 1.0  # of the rate
@@ -104,11 +104,25 @@ class DriftEngine(Piecewise):
         else:
             assert questions.chunk.targets is not None and questions.chunk.numbers is not None
             if len(questions.chunk):
-                self._pending.keep(questions.chunk.numbers, self._errors(outcome, questions.chunk.targets)[None])
+                errors = self._errors(outcome, questions.chunk.targets)[None]
+                if not questions.labelled:
+                    errors = self._unscored.kept({0: outcome}, np.zeros(errors.shape, bool))
+                self._pending.forget(questions.oldest)
+                self._pending.keep(questions.chunk.numbers, errors)
             if piece.numbers is None or not len(piece):
                 return
-            errors = self._pending.take(piece.numbers)[0]
+            errors = self._known(piece)
         self._block = np.concatenate([self._block, errors])
+
+    def _known(self, lessons: Chunk) -> npt.NDArray[np.float64]:
+        """(N,) errors of what these lessons were answered with when they were asked."""
+        assert lessons.numbers is not None and lessons.targets is not None
+        found = self._pending.take(lessons.numbers)
+        if len(found) == 1:
+            return np.asarray(found[0])
+        targets = lessons.targets if lessons.judged is None else lessons.judged
+        outputs = self._unscored.outputs(found, 1, targets.device)[0]
+        return self._errors(Outcome(outputs, self.rule.loss(outputs, targets)), targets)
 
     def _errors(self, outcome: Outcome, targets: Tensor) -> npt.NDArray[np.float64]:
         """(N,) 0 or 1 for classes, else losses as they are."""
@@ -170,6 +184,7 @@ class DriftEngine(Piecewise):
             "action": self.action,
             "detector": self.detector.state_dict(),
             "pending": self._pending.state_dict(),
+            "unscored": self._unscored.state_dict(),
             "block": self._block,
             "scale": self._scale,
             "factor": self._factor,
@@ -180,5 +195,6 @@ class DriftEngine(Piecewise):
     def _load_own_state(self, state: State) -> None:
         self.detector.load_state_dict(state["detector"])
         self._pending.load_state_dict(state["pending"])
+        self._unscored.load_state_dict(state.get("unscored", {}))
         self._block, self._scale = np.array(state["block"]), state["scale"]
         self._factor, self._replays, self._taken = state["factor"], state["replays"], state["taken"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import bisect
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from millstream.contracts import Chunk, Engine, Event, Inputs, Outcome, Questions, State, Stateful
 from millstream.errors import CheckpointError, LearningError, MillstreamError
 
-__all__ = ["Pending", "Piecewise", "Wrapper", "find", "learned_before", "part_of", "pieces", "raise_so_far"]
+__all__ = ["Pending", "Piecewise", "Unscored", "Wrapper", "find", "learned_before", "part_of", "pieces", "raise_so_far"]
 
 
 def pieces(chunk: Chunk, update_size: int, size: int, taken: int) -> Iterator[tuple[int, int]]:
@@ -42,7 +43,7 @@ def pieces(chunk: Chunk, update_size: int, size: int, taken: int) -> Iterator[tu
 def part_of(questions: Questions, first: int, last: int, learned: int) -> Questions:
     """Questions ``first`` to ``last``, for a piece that begins after so many lessons."""
     before = np.maximum(questions.learned_before[first:last] - learned, 0)
-    return Questions(questions.chunk.select(slice(first, last)), before)
+    return dataclasses.replace(questions, chunk=questions.chunk.select(slice(first, last)), learned_before=before)
 
 
 def raise_so_far(error: MillstreamError, num_places: int) -> NoReturn:
@@ -189,8 +190,15 @@ class Pending:
     def keep(self, numbers_M: npt.NDArray[np.int64], scores_KM: npt.NDArray[np.float64]) -> None:
         if len(self._numbers) and len(numbers_M) and numbers_M[0] <= self._numbers[-1]:  # another phase has begun
             self._scores, self._numbers = self._scores[:, :0], self._numbers[:0]
+        if not len(self._numbers):
+            self._scores = np.zeros((len(scores_KM), 0))
         self._scores = np.concatenate([self._scores, scores_KM], axis=1)
         self._numbers = np.concatenate([self._numbers, numbers_M])
+
+    def forget(self, oldest: int) -> None:
+        """Nobody asks for what came before this number any more."""
+        first = int(np.searchsorted(self._numbers, oldest))
+        self._scores, self._numbers = self._scores[:, first:], self._numbers[first:]
 
     def take(self, numbers_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """(K, N) what was kept for these lessons."""
@@ -206,6 +214,42 @@ class Pending:
 
     def load_state_dict(self, state: State) -> None:
         self._scores, self._numbers = np.array(state["scores"]), np.array(state["numbers"])
+
+
+class Unscored:
+    """Outputs of several models as rows that ``Pending`` keeps, until labels come that they can be scored by.
+
+    >>> unscored = Unscored()
+    >>> kept = unscored.kept({0: Outcome(torch.ones(3, 2), torch.zeros(3))}, np.array([[False] * 3, [True] * 3]))
+    >>> kept.shape, unscored.outputs(kept, 2, torch.device("cpu"))[0].tolist()
+    ((6, 3), [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    """
+
+    def __init__(self) -> None:
+        self._shape: tuple[int, ...] = ()  # of one output
+        self._dtype = torch.float32
+
+    def kept(self, outcomes: dict[int, Outcome], is_idle_KM: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """(K + K × size, M): NaN where a model did not run, else 0; then its outputs."""
+        first = next(iter(outcomes.values())).outputs
+        self._shape, self._dtype = tuple(first.shape[1:]), first.dtype
+        num, num_models = len(first), len(is_idle_KM)
+        outputs = np.zeros((num_models, max(1, first[:1].numel()), num))
+        for number, outcome in outcomes.items():
+            outputs[number] = outcome.outputs.detach().double().cpu().numpy().reshape(num, -1).T
+        return np.concatenate([np.where(is_idle_KM, np.nan, 0.0), outputs.reshape(-1, num)])
+
+    def outputs(self, rows: npt.NDArray[np.float64], num_models: int, device: torch.device) -> list[Tensor]:
+        """The (N, ...) outputs of each model; those of one that did not run mean nothing."""
+        each = rows[num_models:].reshape(num_models, -1, rows.shape[1])
+        return [torch.from_numpy(one.T.copy()).to(device, self._dtype).reshape(-1, *self._shape) for one in each]
+
+    def state_dict(self) -> State:
+        return {"shape": list(self._shape), "dtype": str(self._dtype).removeprefix("torch.")}
+
+    def load_state_dict(self, state: State) -> None:
+        self._shape = tuple(state.get("shape", ()))
+        self._dtype = getattr(torch, state.get("dtype", "float32"))
 
 
 def find(engine: Any, kind: type[Any]) -> Any:

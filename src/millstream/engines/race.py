@@ -23,7 +23,7 @@ from millstream.contracts import Chunk, Event, GradientNorms, Inputs, Outcome, Q
 from millstream.engines.candidates import Racing, entrants_of
 from millstream.engines.copies import Copy, copied, tensors_of
 from millstream.engines.heats import Heats
-from millstream.engines.pieces import Pending, part_of, pieces, raise_so_far
+from millstream.engines.pieces import Pending, Unscored, part_of, pieces, raise_so_far
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
 from millstream.engines.several import Several, options_of
@@ -67,7 +67,7 @@ class RaceEngine:
         self._began = [each.name for each in self._copies]
         self.standings: Board = (Heats if kind == "fit" else Standings)(len(self._copies))
         self._in_segment = 0  # records of the segment so far
-        self._pending = Pending(len(self._copies))
+        self._pending, self._unscored = Pending(len(self._copies)), Unscored()
         self._scale = 0.0  # of losses that are not of classes: the leader's mean
         self._shown = -1
         self._told = 0  # the leader that was told of last
@@ -175,6 +175,7 @@ class RaceEngine:
             "standings": self.standings.state_dict(),
             "in_segment": self._in_segment,
             "pending": self._pending.state_dict(),
+            "unscored": self._unscored.state_dict(),
             "scale": self._scale,
             "told": self._told,
             "events": [dataclasses.asdict(event) for event in self._events],
@@ -196,6 +197,7 @@ class RaceEngine:
         self.standings.load_state_dict(state["standings"])
         self._in_segment, self._scale, self._told = state["in_segment"], state["scale"], state["told"]
         self._pending.load_state_dict(state["pending"])
+        self._unscored.load_state_dict(state.get("unscored", {}))
         self._events = [Event(**event) for event in state["events"]]
         self._show()
 
@@ -231,9 +233,9 @@ class RaceEngine:
         asked = questions if len(questions.chunk) else None
         outcomes = {n: self._copies[n].engine.learn(piece, update_size, asked) for n in self._running()}
         if asked is not None:
-            self._keep(asked.chunk, outcomes)
+            self._keep(asked, outcomes)
         is_new, before = _new(piece)
-        leaders = self.standings.see(self._known(piece.numbers[is_new]))
+        leaders = self.standings.see(self._known(piece if is_new.all() else piece.select(np.flatnonzero(is_new))))
         if asked is not None:
             answers.append(_picked(outcomes, leaders[before[asked.learned_before]]))
         return outcomes.get(self.standings.leader) or next(iter(outcomes.values()))
@@ -241,25 +243,36 @@ class RaceEngine:
     def _ask(self, questions: Questions, first: int, last: int, answers: list[tuple[Tensor, Tensor]]) -> int:
         """Questions that no lesson stands between."""
         if last > first:
-            rest = questions.chunk.select(slice(first, last))
+            part = part_of(questions, first, last, 0)
+            rest, outcomes = part.chunk, {}
             assert rest.targets is not None
-            outcomes = {}
             for number in self._running():
                 each = self._copies[number]
                 outputs = each.engine.predict(rest.inputs)
                 outcomes[number] = Outcome(outputs, self.rule.loss(outputs, rest.targets))
-            self._keep(rest, outcomes)
+            self._keep(part, outcomes)
             answers.append(_picked(outcomes, np.full(last - first, self.standings.leader)))
         return last
 
-    def _keep(self, asked: Chunk, outcomes: dict[int, Outcome]) -> None:
-        """The scores of questions, until their lessons come."""
-        assert asked.numbers is not None and asked.targets is not None
-        self._pending.keep(asked.numbers, self._scores(outcomes, asked.targets))
+    def _keep(self, asked: Questions, outcomes: dict[int, Outcome]) -> None:
+        """The scores of questions, until their lessons come; the outputs of those whose labels nobody knows yet."""
+        chunk = asked.chunk
+        assert chunk.numbers is not None and chunk.targets is not None
+        scores = self._scores(outcomes, chunk.targets)
+        if not asked.labelled:
+            scores = self._unscored.kept(outcomes, np.isnan(scores))
+        self._pending.forget(asked.oldest)
+        self._pending.keep(chunk.numbers, scores)
 
-    def _known(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """(K, N) what was scored when these lessons were asked."""
-        found = self._pending.take(numbers)
+    def _known(self, lessons: Chunk) -> npt.NDArray[np.float64]:
+        """(K, N) how bad was what these lessons were answered with when they were asked."""
+        assert lessons.numbers is not None and lessons.targets is not None
+        found = self._pending.take(lessons.numbers)
+        if len(found) > len(self._copies):
+            targets = lessons.targets if lessons.judged is None else lessons.judged
+            outputs = self._unscored.outputs(found, len(self._copies), targets.device)
+            outcomes = {n: Outcome(each, self.rule.loss(each, targets)) for n, each in enumerate(outputs)}
+            found = np.where(np.isnan(found[: len(self._copies)]), np.nan, self._scores(outcomes, targets))
         # A copy that did not run then counts as the leader does, which it went on from.
         return np.where(np.isnan(found), found[self.standings.leader], found)
 

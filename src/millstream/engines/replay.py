@@ -93,7 +93,7 @@ class ReplayEngine(Wrapper):
         first_N = np.flatnonzero(own_T)  # where each lesson stands among the rows
         if questions is not None:
             starts = np.append(first_N, len(own_T))
-            questions = Questions(questions.chunk, starts[questions.learned_before])
+            questions = dataclasses.replace(questions, learned_before=starts[questions.learned_before])
         size = update_size if update_size == 1 else update_size * self._places_a_lesson
         try:
             outcome = self.inner.learn(woven, size, questions)
@@ -116,6 +116,7 @@ class ReplayEngine(Wrapper):
             start=chunk.start * places,
             offsets=offsets[lesson_T] * places + turn_T,
             numbers=np.where(own_T, numbers[lesson_T], -1),
+            judged=None if chunk.judged is None else chunk.judged[torch.from_numpy(lesson_T)],
             times=None,
             label_times=None,
             locate=lambda place: chunk.where(int(np.searchsorted(offsets, place // places))),

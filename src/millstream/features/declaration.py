@@ -36,6 +36,7 @@ def describe(schema: Schema) -> str:
         (schema.weight, "how much a record counts"),
         (schema.time, "when the features were known"),
         (schema.label_time, "when the label was known"),
+        (schema.id, "by what a later label finds its record"),
     ):
         if name is not None:
             rows.append((name, "role", use))

@@ -9,6 +9,7 @@ Shapes: N records, D dense columns, K ids a record.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -17,15 +18,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from millstream.contracts import Chunk, Inputs, State
+from millstream.contracts import Chunk, Events, Inputs, State
 from millstream.errors import CheckpointError, DataError, SettingError
 from millstream.features.blocks import NonFinite, list_block, number_block
 from millstream.features.categories import hashed_ids, vocabulary_ids
-from millstream.features.columns import find, is_text, microseconds, near, numbers, plain_text
+from millstream.features.columns import find, is_text, microseconds, near, plain_text
+from millstream.features.events import id_texts, instants, look
 from millstream.features.labels import ClassNames, check_labels, number_labels
 from millstream.features.layout import Layout
 from millstream.features.numbers import Standardizer
 from millstream.features.refusals import Refusals
+from millstream.features.roles import seconds, weights
 from millstream.features.text import word_ids
 from millstream.features.time import circles
 from millstream.schema import Field, Schema
@@ -152,7 +155,57 @@ class Features:
             weights=chunk.weights if parts.weights is None else torch.from_numpy(parts.weights),
             times=chunk.times if parts.known is None else parts.known,
             label_times=chunk.label_times if parts.label_known is None else parts.label_known,
+            ids=self._names(_record_batch(chunk)),
         )
+
+    def transform_events(
+        self, chunk: Chunk, admit: Callable[[Events], dict[int, tuple[str, str]]], *, learn: bool
+    ) -> Chunk:
+        """The questions among the events of a chunk, as ``transform`` makes them, without their labels.
+
+        ``admit`` is told of all events that can be used, and says which of them are refused nevertheless: what was got
+        and what was wanted. Those are never learned from, and stop no run. It is called last, once nothing can fail.
+        """
+        parsed, refusals = self._parse(chunk)
+        while refusals:
+            chunk = self._refuse(chunk, refusals)
+            parsed, refusals = self._parse(chunk)
+        events, parts, coded, added = parsed
+        refused = admit(events)
+        for row, (got, wanted) in refused.items():
+            refusals.add(np.array([row]), lambda _, got=got: got, wanted=wanted, do="", stops=False)  # type: ignore[misc]
+        rejected = refusals.apply(chunk).rejected
+        asks = events.asks.copy()
+        asks[list(refused)] = False
+        asked = chunk.select(np.flatnonzero(asks))
+        if refused:
+            parts = self._read(_record_batch(asked), False, Refusals(), asked=True)
+            coded = None if coded is None else coded[torch.from_numpy(asks[events.asks])]
+        inputs = self._inputs(parts, coded, learn)
+        if learn and self._classes:
+            self._classes.remember(added)
+        weighs = None if parts.weights is None else torch.from_numpy(parts.weights)
+        made: dict[str, Any] = {"inputs": inputs, "weights": weighs, "times": parts.known, "rejected": rejected}
+        return dataclasses.replace(asked, **made, ids=self._names(_record_batch(asked)))
+
+    def label_of(self, text: str, *, learn: bool) -> float:
+        """The number that a label stands for, given as a text; of a class that may be new it is the next one."""
+        target, refusals = self.schema.target, Refusals()
+        column = pa.array([text])
+        if target is not None and self._classes is None:
+            check_labels(column, target, refusals)
+            found = float(number_labels(column, target)[0])
+        else:
+            assert self._classes is not None
+            labels, added = self._classes.encode(column, refusals)
+            found = float(labels[0])
+            if learn and not refusals:
+                self._classes.remember(added)
+        if refusals:
+            raise SettingError(
+                got=f"default label {text!r}", wanted="a label that the target can have", do="mend --default-label"
+            )
+        return found
 
     def scale_targets(
         self, targets: Tensor, *, learn: bool
@@ -199,8 +252,8 @@ class Features:
             find(batch, target.name)
         return target.name in batch.schema.names
 
-    def _read(self, batch: pa.RecordBatch, labelled: bool, refusals: Refusals) -> _Parts:
-        """The dense columns and all that goes with the label; what cannot be used goes to ``refusals``."""
+    def _read(self, batch: pa.RecordBatch, labelled: bool, refusals: Refusals, *, asked: bool = False) -> _Parts:
+        """The dense columns and all that goes with the label (unless ``asked`` without); bad rows go to refusals."""
         layout, nonfinite = self._layout, self.nonfinite
         values, valid = number_block(batch, layout.numbers, nonfinite, refusals)
         times = []
@@ -219,10 +272,37 @@ class Features:
             valid,
             times,
             arrays,
-            _weights(batch, schema.weight, labelled, refusals),
-            _seconds(batch, schema.time, labelled, refusals),
-            _seconds(batch, schema.label_time, labelled, refusals),
+            weights(batch, schema.weight, labelled, refusals),
+            seconds(batch, schema.time, labelled, refusals),
+            None if asked else seconds(batch, schema.label_time, labelled, refusals),
         )
+
+    def _parse(self, chunk: Chunk) -> tuple[tuple[Events, _Parts, Tensor | None, list[str]], Refusals]:
+        """The events of a chunk, the parts of its questions and their ids, and the classes that are new."""
+        batch, target, refusals = _record_batch(chunk), self.schema.target, Refusals()
+        rows = look(batch, self.schema, refusals)
+        asked, labelled = np.flatnonzero(rows.asks), np.flatnonzero(rows.answers)
+        times = instants(batch, self.schema, rows.asks, refusals)
+        questions = batch.take(pa.array(asked))
+        parts = self._read(questions, False, found := Refusals(), asked=True)
+        refusals.merge(found, asked)
+        assert target is not None
+        column, labels = find(batch, target.name).take(pa.array(labelled)), np.full(len(batch), np.nan)
+        added: list[str] = []
+        check_labels(column, target, found := Refusals())
+        if not found and self._classes is not None:
+            labels[labelled], added = self._classes.encode(column, found)
+        elif not found:
+            labels[labelled] = number_labels(column, target)
+        refusals.merge(found, labelled)
+        coded = None if refusals else self._ids(questions)
+        places = np.arange(len(chunk)) if chunk.offsets is None else chunk.offsets
+        facts = rows.asks, labels, times, places, chunk.span, self._classes is not None
+        return (Events(rows.ids.to_pylist(), *facts), parts, coded, added), refusals
+
+    def _names(self, batch: pa.RecordBatch) -> pa.Array | None:
+        name = self.schema.id
+        return id_texts(batch, name) if name is not None and name in batch.schema.names else None
 
     def _targets(self, chunk: Chunk, labelled: bool) -> tuple[Tensor | None, list[str], Refusals]:
         refusals = Refusals()
@@ -277,40 +357,6 @@ def _record_batch(chunk: Chunk) -> pa.RecordBatch:
             do="leave the features out for tensors, or give the source named columns",
         )
     return chunk.inputs
-
-
-def _weights(
-    batch: pa.RecordBatch, name: str | None, labelled: bool, refusals: Refusals
-) -> npt.NDArray[np.float32] | None:
-    if name is None or (not labelled and name not in batch.schema.names):
-        return None
-    values, valid = numbers(find(batch, name), name, refusals)
-    values = values.astype(np.float32)
-    bad = ~(np.isfinite(values) & (values >= 0))
-    if valid is not None:
-        bad |= ~valid
-    refusals.add(
-        np.flatnonzero(bad),
-        lambda row: f"weight {values[row]:g} in column {name!r}" if valid is None or valid[row] else f"no {name!r}",
-        wanted="a finite weight that is not negative",
-        do="fix the record, or set on_error='quarantine'",
-    )
-    return values
-
-
-def _seconds(
-    batch: pa.RecordBatch, name: str | None, labelled: bool, refusals: Refusals
-) -> npt.NDArray[np.float64] | None:
-    if name is None or (not labelled and name not in batch.schema.names):
-        return None
-    instants, valid = microseconds(find(batch, name), name, refusals)
-    refusals.add(
-        np.flatnonzero(~valid),
-        lambda _: f"no time in column {name!r}",
-        wanted="a time",
-        do="fix the record, or set on_error='quarantine'",
-    )
-    return instants / 1e6
 
 
 def _texts(column: pa.Array, name: str) -> pa.Array:

@@ -41,13 +41,14 @@ def infer(
     weight: str | None = None,
     time: str | None = None,
     label_time: str | None = None,
+    id: str | None = None,
 ) -> Schema:
     """The schema that the first records suggest; the target is ``target``, else the last column.
 
     ``labelled=False`` is for data without a target. ``exhaustive`` says that the sample is the whole data set, so that
     its classes are all there are; otherwise, when some classes were seen only once, there is room for as many more as
-    their number suggests (Chao's estimate, 1984). ``weight`` and ``label_time`` are not features; ``time`` stays one.
-    Raises DataError for an empty sample and for a column that is not there.
+    their number suggests (Chao's estimate, 1984). ``weight``, ``label_time`` and ``id`` are no features; ``time`` stays
+    one. Raises DataError for an empty sample and for a column that is not there.
 
     >>> table = pa.table({"age": [31, 44, 27], "city": ["Bern", "Rome", "Bern"], "y": ["no", "yes", "no"]})
     >>> infer(table, exhaustive=True).target
@@ -55,15 +56,15 @@ def infer(
     """
     batch = _first_records(sample)
     names = list(dict.fromkeys(batch.schema.names))
-    for name in (target, weight, time, label_time):
+    for name in (target, weight, time, label_time, id):
         if name is not None:
             _require(batch, name)
     if labelled and target is None:
-        target = next((name for name in reversed(names) if name not in (weight, time, label_time)), names[-1])
-    left_out = {target if labelled else None, weight, label_time}
+        target = next((name for name in reversed(names) if name not in (weight, time, label_time, id)), names[-1])
+    left_out = {target if labelled else None, weight, label_time, id}
     fields = tuple(_field(batch, name) for name in names if name not in left_out)
     wanted = _target(target, find(batch, target), exhaustive) if labelled and target else None
-    return Schema(fields, wanted, weight, time, label_time)
+    return Schema(fields, wanted, weight, time, label_time, id)
 
 
 def _first_records(sample: pa.Table | pa.RecordBatch | list[dict[str, Any]]) -> pa.RecordBatch:

@@ -62,7 +62,13 @@ class Layout:
         """The columns to be read, each once."""
         schema = self.schema
         used = [field.name for field in schema.fields if field.kind != "ignore"]
-        extra = (schema.target.name if schema.target else None, schema.weight, schema.time, schema.label_time)
+        extra = (
+            schema.target.name if schema.target else None,
+            schema.weight,
+            schema.time,
+            schema.label_time,
+            schema.id,
+        )
         return tuple(dict.fromkeys([*used, *(name for name in extra if name)]))
 
     def _dense_names(self) -> tuple[str, ...]:

@@ -51,6 +51,11 @@ class Refusals:
             if row not in self._reasons:
                 self._reasons[row] = _Reason(got(row), wanted, do, stops)
 
+    def merge(self, other: Refusals, rows: npt.NDArray[Any]) -> None:
+        """Takes up what was found in a part of the chunk, whose records are these ``rows`` of it."""
+        for row, reason in other._reasons.items():
+            self._reasons.setdefault(int(rows[row]), reason)
+
     def raise_first(self, chunk: Chunk) -> None:
         """Raise a DataError of the first row whose reason stops the run; do nothing when there is none."""
         for row in sorted(row for row, reason in self._reasons.items() if reason.stops):

@@ -5,7 +5,7 @@ Shapes: N records, C classes, R ranked classes (1 for two classes, C for up to 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,11 +56,16 @@ class ClassMeasures:
             majority_hit=(_HIT, ()),
         )
 
-    def fold(self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given) -> None:
+    def fold(
+        self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given, guessed: Given = ()
+    ) -> None:
         """Take up N records."""
         logits, labels = self._logits(outputs), self._labels(targets)
         known = self._known.resolve(labels, [(first, self._as_classes(values)) for first, values in given])
-        no_change, majority = known == labels, self._majority.predict(known) == labels
+        majority_class = self._majority.predict(known)
+        for first, values in guessed:
+            majority_class[first : first + len(values)] = self._as_classes(values)
+        no_change, majority = known == labels, majority_class == labels
         kept = usable(logits) & usable(losses) & (labels >= 0)
         if not kept.all():
             self._counts[3] += len(kept) - np.count_nonzero(kept)
@@ -160,6 +165,18 @@ class ClassMeasures:
             return None
         hits = int(np.count_nonzero(ring["target"] == ring["predicted"]))
         return hits / size, int(np.count_nonzero(ring["no_change_hit"])) / size
+
+    def window_values(self, name: str) -> npt.NDArray[np.float64] | None:
+        """Of each record of the window its loss, or whether it, or a baseline, was right."""
+        ring = self._ring
+        values: dict[str, Callable[[], npt.NDArray[Any]]] = {
+            "accuracy": lambda: ring["target"] == ring["predicted"],
+            "no_change_accuracy": lambda: ring["no_change_hit"],
+            "majority_accuracy": lambda: ring["majority_hit"],
+            "log_loss": lambda: -ring["true_log_probability"],
+            "loss": lambda: ring["loss"],
+        }
+        return values[name]().astype(np.float64) if name in values else None
 
     def _logits(self, outputs: Tensor) -> npt.NDArray[Any]:
         logits = as_array(outputs)

@@ -27,7 +27,9 @@ class LossMeasures:
         self._sum = RunningSums(1)
         self._ring = Ring(window, loss=(np.dtype(np.float64), ()))
 
-    def fold(self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given) -> None:
+    def fold(
+        self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given, guessed: Given = ()
+    ) -> None:
         """Take up N records."""
         kept = losses[usable(losses)]
         self._counts += (len(kept), len(losses) - len(kept))
@@ -46,6 +48,10 @@ class LossMeasures:
     def window_headline(self) -> tuple[float, float | None] | None:
         """The mean loss over the window, without a baseline; None before the first record."""
         return (float(np.mean(self._ring["loss"])), None) if len(self._ring) else None
+
+    def window_values(self, name: str) -> npt.NDArray[np.float64] | None:
+        """The losses of the window's records."""
+        return self._ring["loss"].copy() if name == "loss" else None
 
     def state_dict(self) -> State:
         return {"counts": self._counts.copy(), "sum": self._sum.state_dict(), "ring": self._ring.state_dict()}

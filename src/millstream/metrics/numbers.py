@@ -40,7 +40,9 @@ class NumberMeasures:
         each = (_FLOAT, (num_outputs,))
         self._ring = Ring(window, target=each, error=each, no_change_error=each, mean_error=each, loss=(_FLOAT, ()))
 
-    def fold(self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given) -> None:
+    def fold(
+        self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given, guessed: Given = ()
+    ) -> None:
         """Take up N records."""
         predicted, wanted = self._columns(outputs), self._columns(targets)
         if self._log_rate:
@@ -49,6 +51,8 @@ class NumberMeasures:
         no_change = self._known.resolve(wanted, given)
         no_change[:, ~usable(no_change.T)] = np.nan
         mean = self._running_mean(no_change)
+        for first, values in guessed:
+            mean[:, first : first + len(values)] = values
         kept = usable(predicted.T) & usable(wanted.T) & usable(losses)
         if not kept.all():
             self._counts[3] += len(kept) - np.count_nonzero(kept)
@@ -152,6 +156,16 @@ class NumberMeasures:
         change = change[:, ~np.isnan(change[0])]
         baseline = float(np.mean(np.abs(change))) if change.size else None
         return float(np.mean(np.abs(self._ring["error"]))), baseline
+
+    def window_values(self, name: str) -> npt.NDArray[np.float64] | None:
+        """Of each record of the window its loss, or its absolute error, or that of a baseline."""
+        columns = {"mae": "error", "no_change_mae": "no_change_error", "mean_mae": "mean_error"}
+        if name == "loss":
+            return self._ring["loss"].copy()
+        if name not in columns:
+            return None
+        values: npt.NDArray[np.float64] = np.mean(np.abs(self._ring[columns[name]]), axis=0)
+        return values
 
     def _columns(self, tensor: Tensor) -> npt.NDArray[np.float64]:
         """(N,) or (N, K) numbers as contiguous (K, N)."""

@@ -32,7 +32,7 @@ _MAX_RECORDS = 8192  # kept before they are taken up,
 _RECORDS_OF_CALL = 7  # where a call counts for a few more, as its tensors are objects,
 _MAX_OUTPUTS = 1 << 20  # and fewer if they hold more numbers than this
 
-_Piece: TypeAlias = "tuple[Tensor, Tensor, Tensor, npt.NDArray[Any] | None]"
+_Piece: TypeAlias = "tuple[Tensor, Tensor, Tensor, npt.NDArray[Any] | None, npt.NDArray[Any] | None]"
 
 
 class Measures(Protocol):
@@ -40,9 +40,12 @@ class Measures(Protocol):
 
     @property
     def headline(self) -> tuple[str, str | None]: ...
-    def fold(self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given) -> None: ...
+    def fold(
+        self, outputs: Tensor, targets: Tensor, losses: npt.NDArray[np.float64], given: Given, guessed: Given
+    ) -> None: ...
     def report(self) -> dict[str, float | None]: ...
     def window_headline(self) -> tuple[float, float | None] | None: ...
+    def window_values(self, name: str) -> npt.NDArray[np.float64] | None: ...
     def state_dict(self) -> State: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
@@ -99,14 +102,22 @@ class Metrics:
         """The name of the measure that matters most, and of the baseline beside it."""
         return self._measures.headline
 
-    def update(self, outputs: Tensor, targets: Tensor, losses: Tensor, known: npt.NDArray[Any] | None = None) -> None:
+    def update(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        losses: Tensor,
+        known: npt.NDArray[Any] | None = None,
+        guesses: npt.NDArray[Any] | None = None,
+    ) -> None:
         """Take up N records that were predicted before their update. The tensors must not be changed afterwards.
 
         ``outputs``: (N, C) logits, (N,) or (N, 1) logits of class 1 for ``binary``, or (N,) or (N, K) numbers.
         ``targets``: (N,) classes, or numbers shaped as the outputs. ``losses``: (N,). ``known``: (N,) for labels that
         come late, the latest label that was known when each record was predicted, NaN (or −1 for a class) if none; None
         says that it was the label of the record before. The majority and the mean are those of ``known`` so far, one
-        value per record. Of K numbers all (N, K) are needed; the baselines are left out where only (N,) is given.
+        value per record, or (N,) ``guesses`` where labels come in another order than their records. Of K numbers all
+        (N, K) are needed; the baselines are left out where only (N,) is given.
 
         >>> metrics = Metrics("number", 1)
         >>> metrics.update(torch.tensor([2.0, 2.0]), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
@@ -123,7 +134,7 @@ class Metrics:
             outputs = targets = losses
         if known is not None and len(known) != num_records:
             raise DataError(got=f"{len(known)} known labels", wanted=f"{num_records}", do="give one for each record")
-        self._pending.append((outputs, targets, losses.detach() if losses.requires_grad else losses, known))
+        self._pending.append((outputs, targets, losses.detach() if losses.requires_grad else losses, known, guesses))
         self._num_pending += num_records + _RECORDS_OF_CALL
         if self._num_pending >= self._limit:
             self._fold()
@@ -141,6 +152,19 @@ class Metrics:
         """The headline over the window and its baseline, if it has one; None before the first record. Cheap."""
         self._fold()
         return self._measures.window_headline()
+
+    def window_values(self, name: str) -> npt.NDArray[np.float64] | None:
+        """What the mean of a measure over the window is taken of, a value for each record; None if it is no such mean.
+
+        Measures of one window are in the same order; NaN where a baseline knew nothing.
+
+        >>> metrics = Metrics("number", 1)
+        >>> metrics.update(torch.tensor([2.0, 2.0]), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+        >>> metrics.window_values("mae")
+        array([1., 0.])
+        """
+        self._fold()
+        return self._measures.window_values(name)
 
     def state_dict(self) -> State:
         """Everything that the next record adds to, the window included."""
@@ -179,17 +203,23 @@ def _measures(task: str, num_outputs: int, window: int, quantile: float, log_rat
 
 def _fold_alike(measures: Measures, pieces: Sequence[_Piece]) -> None:
     """Take up pieces whose tensors can be joined."""
-    lengths = [losses.shape[0] for _, _, losses, _ in pieces]
+    lengths = [losses.shape[0] for _, _, losses, *_ in pieces]
     firsts = itertools.accumulate(lengths, initial=0)
-    given = [(first, known) for first, (*_, known) in zip(firsts, pieces, strict=False) if known is not None]
-    if len(given) == len(pieces):
-        given = [(0, np.concatenate([known for _, known in given]))]
+    starts = list(firsts)
+    given = _given(starts, [known for _, _, _, known, _ in pieces])
+    guessed = _given(starts, [guesses for *_, guesses in pieces])
     if not sum(lengths):
         return
-    outputs = _joined([outputs for outputs, _, _, _ in pieces])
-    targets = _joined([targets for _, targets, _, _ in pieces])
-    losses = _joined([losses for _, _, losses, _ in pieces])
-    measures.fold(outputs, targets, as_array(losses).astype(np.float64).reshape(-1), given)
+    outputs = _joined([outputs for outputs, *_ in pieces])
+    targets = _joined([targets for _, targets, *_ in pieces])
+    losses = _joined([losses for _, _, losses, *_ in pieces])
+    measures.fold(outputs, targets, as_array(losses).astype(np.float64).reshape(-1), given, guessed)
+
+
+def _given(starts: Sequence[int], values: Sequence[npt.NDArray[Any] | None]) -> Given:
+    """What was said of pieces that begin at these records, as one where it was said of all."""
+    given = [(first, each) for first, each in zip(starts, values, strict=False) if each is not None]
+    return given if len(given) < len(values) else [(0, np.concatenate([each for _, each in given]))]
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
@@ -197,7 +227,7 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 
 
 def _likeness(piece: _Piece) -> tuple[object, ...]:
-    outputs, targets, losses, _ = piece
+    outputs, targets, losses, *_ = piece
     return outputs.dtype, outputs.device, outputs.ndim, targets.dtype, targets.device, targets.ndim, losses.device
 
 

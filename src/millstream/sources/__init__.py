@@ -15,6 +15,8 @@ from millstream.sources.conversion import as_source
 from millstream.sources.files import FileSource
 from millstream.sources.holdout import Filtered, hold_out
 from millstream.sources.iterables import BatchesSource, DatasetSource, RecordsSource
+from millstream.sources.journal import JournalSource
+from millstream.sources.journaled import JournaledSource
 from millstream.sources.memory import TableSource, TensorSource
 from millstream.sources.order import Mixed, Repeated, Shuffled, Subset
 from millstream.sources.stdin import StdinSource
@@ -26,6 +28,8 @@ __all__ = [
     "DatasetSource",
     "FileSource",
     "Filtered",
+    "JournalSource",
+    "JournaledSource",
     "Mixed",
     "RecordsSource",
     "Repeated",

@@ -1,4 +1,4 @@
-"""The arms of a comparison: one strategy, one rate, one seed, run over the data and measured on the way.
+"""The arms of a comparison: one strategy, one rate or none, one seed, run over the data and measured on the way.
 
 An arm runs in a process of its own and gives back plain JSON. It knows trainers; it does not know the other arms.
 """
@@ -18,11 +18,16 @@ from torch import Tensor
 from millstream import evaluation, sources
 from millstream.assembly import Data, Recipe, build, open_data
 from millstream.contracts import Loss, Source
+from millstream.controllers import Count
 from millstream.delay import parse_delay
 from millstream.errors import DivergenceError, SettingError
 from millstream.metrics import Metrics
+from millstream.phase import Step
+from millstream.trainer import Trainer
 
 __all__ = ["Arm", "known_before", "open_once", "run"]
+
+_MOST_POINTS = 400  # of a course
 
 Kind = Literal["batch", "online", "micro_batch", "retrain", "frozen"]
 
@@ -35,7 +40,7 @@ class Arm:
     kind: Kind
     data: tuple[tuple[str, Any], ...]
     recipe: Recipe
-    update_size: int
+    update_size: Count
     epochs: int = 1
     num_records: int = 0  # the first so many in (shuffled) order; 0 is all
     forward: bool = False  # through time, scored before learning; else shuffled, scored on test records
@@ -44,6 +49,11 @@ class Arm:
     retrain_every: int = 0
     num_points: int = 16  # of the curve
     validate: int = 0  # score on this many training records that the arm does not learn, in place of the test records
+
+    @property
+    def sets_rate(self) -> bool:
+        """Whether no rate is given, so that several race."""
+        return self.recipe.learning_rate is None
 
 
 @functools.lru_cache(maxsize=2)
@@ -60,7 +70,7 @@ def run(arm: Arm) -> dict[str, Any]:
     data = open_once(arm.data)
     result = _forward(arm, data) if arm.forward else _shuffled(arm, data)
     facts = {"name": arm.name, "kind": arm.kind, "seed": arm.recipe.seed, "learning_rate": arm.recipe.learning_rate}
-    result = {**facts, "update_size": arm.update_size, "delay": arm.delay, **result}
+    result = {**facts, "sets_rate": arm.sets_rate, "update_size": arm.update_size, "delay": arm.delay, **result}
     result["records_per_second"] = result["records"] / result["seconds"] if result["seconds"] else 0.0
     return result
 
@@ -72,13 +82,14 @@ def _shuffled(arm: Arm, data: Data) -> dict[str, Any]:
     total = arm.epochs * (train.num_records or 1)
     due = np.unique(np.geomspace(max(1, total // 200), total, arm.num_points).astype(int)).tolist()
     curve: list[dict[str, Any]] = []
-    online = arm.kind == "online"
+    online, course = arm.kind == "online", _Course()
     steps = trainer.steps(
         train, kind="learn" if online else "fit", update_size=arm.update_size, epochs=arm.epochs, shuffle=True
     )
     diverged = False
     try:
         for step in steps:
+            course.see(step, trainer)
             if due and step.records >= due[0]:
                 due = [point for point in due if point > step.records]
                 curve.append(_point(trainer, test, online))
@@ -86,7 +97,8 @@ def _shuffled(arm: Arm, data: Data) -> dict[str, Any]:
         diverged = True
     if not curve or curve[-1]["records"] != trainer.summary().records:
         curve.append(_point(trainer, test, online))
-    return {**_counts(trainer), "diverged": diverged, "curve": curve, **_last(curve[-1])}
+    found = {**_counts(trainer), "diverged": diverged, "curve": curve, **_last(curve[-1])}
+    return {**found, **course.result(trainer)} if arm.sets_rate else found
 
 
 def _parts(arm: Arm, data: Data) -> tuple[Source, Source]:
@@ -131,10 +143,11 @@ def _forward(arm: Arm, data: Data) -> dict[str, Any]:
         source = sources.Subset(source, np.arange(num))
     recorder = _Recorder(arm, num)
     if arm.kind in ("online", "micro_batch"):
-        trainer = build(arm.recipe)
+        trainer, course = build(arm.recipe), _Course()
         diverged = False
         try:
             for step in trainer.steps(source, update_size=arm.update_size, label_delay=arm.delay):
+                course.see(step, trainer)
                 if step.scored is not None:
                     scored = step.scored
                     summary = trainer.summary()
@@ -150,7 +163,8 @@ def _forward(arm: Arm, data: Data) -> dict[str, Any]:
                     )
         except DivergenceError:
             diverged = True
-        return {**_counts(trainer), "diverged": diverged, **recorder.result()}
+        found = {**_counts(trainer), "diverged": diverged, **recorder.result()}
+        return {**found, **course.result(trainer)} if arm.sets_rate else found
     return _retrained(arm, source, num, recorder)
 
 
@@ -175,6 +189,32 @@ def _retrained(arm: Arm, source: Source, num: int, recorder: _Recorder) -> dict[
             recorder.add(outputs, chunk.targets, losses, None, updates, seconds, trainer.learner.rule.loss)
     facts = {"records": trained, "updates": updates, "seconds": time.perf_counter() - started, "engine": engine}
     return {**facts, "diverged": False, **recorder.result()}
+
+
+class _Course:
+    """Rate, size of an update and decisions of a trainer that sets them itself, over its records."""
+
+    def __init__(self) -> None:
+        self._points: list[dict[str, Any]] = []
+        self._events: list[dict[str, Any]] = []
+
+    def see(self, step: Step, trainer: Trainer) -> None:
+        before = self._points[-1] if self._points else None
+        if step.scored is not None:
+            self._events += [dataclasses.asdict(event) for event in step.scored.events]
+        if before is not None and before["update_size"] != step.update_size:
+            what = {"what": "batch grows", "detail": f"{before['update_size']} to {step.update_size}"}
+            self._events.append({"position": step.records, **what, "learning_rate": step.learning_rate})
+        point = {"records": step.records, "epoch": step.epoch, "optimizer": trainer.learner.engine.optimizer}
+        sizes = {"update_size": step.update_size, "noise_scale": step.noise_scale}
+        self._points.append({**point, "learning_rate": step.learning_rate, **sizes})
+        if len(self._points) > _MOST_POINTS:
+            self._points = self._points[1::2]
+
+    def result(self, trainer: Trainer) -> dict[str, Any]:
+        summary = trainer.summary()
+        last = {"learning_rate": summary.learning_rate, "update_size": summary.update_size}
+        return {**last, "optimizer": summary.optimizer, "course": self._points, "events": self._events}
 
 
 class _Recorder:

@@ -11,10 +11,24 @@ import dataclasses
 import html
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias, TypeGuard
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
-__all__ = ["DASHES", "NUM_COLOURS", "Axis", "Line", "Rule", "compact", "interval_mark", "line_chart", "ticks"]
+from millstream.studies.scales import Axis, Scale, compact, extent, is_drawable, ticks
+
+__all__ = [
+    "DASHES",
+    "NUM_COLOURS",
+    "Axis",
+    "Line",
+    "Moment",
+    "Point",
+    "Rule",
+    "compact",
+    "interval_mark",
+    "line_chart",
+    "ticks",
+]
 
 NUM_COLOURS = 6
 WIDTH, HEIGHT = 420, 252
@@ -29,32 +43,6 @@ Point: TypeAlias = tuple[float | None, float | None]
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def compact(value: float) -> str:
-    """A number as a tick shows it.
-
-    >>> [compact(value) for value in (0, 0.05, 2.5, 938, 20_000, 1_500_000, 1e-7)]
-    ['0', '0.05', '2.5', '938', '20k', '1.5M', '1e-07']
-    """
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Axis:
-    """What an axis measures: its label, how its ticks read, and what it shows.
-
-    ``bounds`` are exact and cut what lies outside; with ``names`` x is the place of a name, 0 being the first.
-    """
-
-    label: str
-    text: Callable[[float], str] = compact
-    log: bool = False
-    bounds: tuple[float, float] | None = None
-    names: Sequence[str] = ()
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Line:
     """One series, in order of x; a None leaves a gap, an empty ``label`` leaves the end of the line unnamed."""
@@ -66,6 +54,7 @@ class Line:
     band: Sequence[tuple[float, float] | None] = ()  # one (low, high) per point
     is_joined: bool = True  # False draws the points only
     hovers: Sequence[str] = ()  # one text per point
+    has_marks: bool = True  # whether the points of a short line are marked
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,69 +66,42 @@ class Rule:
     end: tuple[float, float]
 
 
-def _is_drawable(value: float | None, log: bool = False) -> TypeGuard[float]:
-    """Whether a scale can place it; the limits keep ratios and squares of what is drawn finite."""
-    return value is not None and abs(value) < 1e100 and (value > 1e-100 or not log)
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Scale:
-    low: float
-    high: float
-    first: float  # pixel of low
-    last: float  # pixel of high
-    log: bool = False
+class Moment:
+    """Something that happened at an x, with what is told of it: a line through the chart, or a stroke at its top."""
 
-    def __call__(self, value: float) -> float:
-        low, high, at = (
-            (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        )
-        return self.first + (at - low) / (high - low) * (self.last - self.first)
-
-    def shows(self, value: float | None) -> TypeGuard[float]:
-        return _is_drawable(value, self.log)
+    text: str
+    x: float
+    colour: int = 0
+    is_tall: bool = False
 
 
-def ticks(low: float, high: float, *, log: bool = False, target: int = 6) -> list[float]:
-    """Round values within [low, high]: steps of 1, 2 or 5; on a logarithmic axis 1-2-5 or whole decades.
-
-    >>> ticks(0, 60_000)
-    [0.0, 10000.0, 20000.0, 30000.0, 40000.0, 50000.0, 60000.0]
-    >>> ticks(1, 100, log=True)
-    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
-    """
-    if log and high / low > 4:
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        fine = [factor * 10.0**power for power in decades for factor in (1, 2, 5)]
-        found = [value for value in fine if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
-        if len(found) <= target + 2:
-            return found
-        whole = [10.0**power for power in decades if low * (1 - 1e-9) <= 10.0**power <= high * (1 + 1e-9)]
-        return whole[:: max(1, math.ceil(len(whole) / (target + 1)))]
-    rough = (high - low) / target
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9)) * power
-    decimals = 1 - math.floor(math.log10(step))
-    return [round(k * step, decimals) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, title: str, rules: Sequence[Rule] = ()) -> str:
+def line_chart(
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    *,
+    title: str,
+    rules: Sequence[Rule] = (),
+    moments: Sequence[Moment] = (),
+) -> str:
     """An SVG of all lines on one pair of axes; a sentence in its place when there is nothing to draw."""
     xs = [point[0] for line in lines for point in line.points if point[1] is not None]
     ys = [value for line in lines for value in _heights(line)] + [rule.start[1] for rule in rules]
-    x_extent, y_extent = _extent(xs, x, padding=0.0), _extent(ys, y, padding=0.06)
+    x_extent, y_extent = extent(xs, x, padding=0.0), extent(ys, y, padding=0.06)
     if x_extent is None or y_extent is None:
         return '<p class="empty">Nothing to draw: no finite values.</p>'
     longest = max((len(line.label) for line in lines), default=0)
     right = WIDTH - min(124.0, 12 + LETTER * longest)
-    x_scale = _Scale(*x_extent, LEFT, right, x.log)
-    y_scale = _Scale(*y_extent, HEIGHT - BOTTOM, TOP, y.log)
+    x_scale = Scale(*x_extent, LEFT, right, x.log)
+    y_scale = Scale(*y_extent, HEIGHT - BOTTOM, TOP, y.log)
     spoken = html.escape(_spoken(title, lines, y))
     inner = f"{LEFT - 4} {TOP - 4} {right - LEFT + 8:.1f} {HEIGHT - TOP - BOTTOM + 8}"
     place = 'x="{}" y="{}" width="{}" height="{}"'.format(*inner.split())
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{spoken}">',
         *_axes(x, y, x_scale, y_scale),
+        *(_moment(moment, x_scale) for moment in moments),
         f'<svg {place} viewBox="{inner}">',  # a viewport of its own cuts what lies outside, without an id
         *(_rule(rule, x_scale, y_scale) for rule in rules),
         *(_band(line, x_scale, y_scale) for line in lines),
@@ -147,6 +109,7 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, *, title: str, rules: Se
         "</svg>",
         *_labels(lines, rules, x_scale, y_scale),
         *(text for line in lines for text in _hovers(line, x, y, x_scale, y_scale)),
+        *(_hover(moment.text, moment.colour, x_scale(moment.x), TOP - 3) for moment in moments),
         "</svg>",
     ]
     return "".join(parts)
@@ -161,28 +124,11 @@ def _heights(line: Line) -> Iterator[float | None]:
 
 def _spoken(title: str, lines: Sequence[Line], y: Axis) -> str:
     """What a screen reader says in place of the chart."""
-    ends = [(line.label, [y for _, y in line.points if _is_drawable(y)]) for line in lines if line.label]
+    ends = [(line.label, [y for _, y in line.points if is_drawable(y)]) for line in lines if line.label]
     return f"{title}. " + "; ".join(f"{label} ends at {y.text(heights[-1])}" for label, heights in ends if heights)
 
 
-def _extent(values: Iterable[float | None], axis: Axis, *, padding: float) -> tuple[float, float] | None:
-    if axis.names:
-        return -0.25, len(axis.names) - 0.75
-    shown = [v for v in values if _is_drawable(v, axis.log)]
-    if not shown:
-        return None
-    low, high = axis.bounds or (min(shown), max(shown))
-    if axis.bounds and low < high:
-        return low, high
-    if axis.log:
-        return (low / 2, high * 2) if low == high else (low, high * (high / low) ** padding)
-    if low == high:
-        half = abs(low) / 10 or 1.0
-        return low - half, high + half
-    return low - padding * (high - low), high + padding * (high - low)
-
-
-def _axes(x: Axis, y: Axis, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
+def _axes(x: Axis, y: Axis, x_scale: Scale, y_scale: Scale) -> Iterator[str]:
     left, right, bottom = x_scale.first, x_scale.last, y_scale.first
     for value in ticks(y_scale.low, y_scale.high, log=y.log):
         at, text = y_scale(value), html.escape(y.text(value))
@@ -202,7 +148,7 @@ def _axes(x: Axis, y: Axis, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
     yield f'<text class="name" x="{middle:.1f}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x.label)}</text>'
 
 
-def _runs(line: Line, x_scale: _Scale, y_scale: _Scale) -> Iterator[list[tuple[float, float]]]:
+def _runs(line: Line, x_scale: Scale, y_scale: Scale) -> Iterator[list[tuple[float, float]]]:
     """The pixels of the line, cut where a value is missing."""
     run: list[tuple[float, float]] = []
     for x, y in line.points:
@@ -215,7 +161,7 @@ def _runs(line: Line, x_scale: _Scale, y_scale: _Scale) -> Iterator[list[tuple[f
         yield run
 
 
-def _path(line: Line, x_scale: _Scale, y_scale: _Scale) -> str:
+def _path(line: Line, x_scale: Scale, y_scale: Scale) -> str:
     runs = list(_runs(line, x_scale, y_scale))
     style = f'style="--c:var(--series-{line.colour % NUM_COLOURS})"'
     parts = []
@@ -223,14 +169,14 @@ def _path(line: Line, x_scale: _Scale, y_scale: _Scale) -> str:
         drawn = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run) for run in runs if len(run) > 1)
         dash = f' stroke-dasharray="{DASHES[line.dash]}"' if DASHES[line.dash] else ""
         parts.append(f'<path class="line" {style} d="{drawn}"{dash}/>' if drawn else "")
-    few, radius = sum(map(len, runs)) <= MOST_MARKS, 2.4 if line.is_joined else 3.6
+    few, radius = line.has_marks and sum(map(len, runs)) <= MOST_MARKS, 2.4 if line.is_joined else 3.6
     for run in runs:
         marked = run if few or not line.is_joined or len(run) == 1 else []
         parts += [f'<circle class="mark" {style} cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>' for x, y in marked]
     return "".join(parts)
 
 
-def _band(line: Line, x_scale: _Scale, y_scale: _Scale) -> str:
+def _band(line: Line, x_scale: Scale, y_scale: Scale) -> str:
     lows: list[Point] = [(x, pair[0] if pair else None) for (x, _), pair in zip(line.points, line.band, strict=False)]
     highs: list[Point] = [(x, pair[1] if pair else None) for (x, _), pair in zip(line.points, line.band, strict=False)]
     parts = []
@@ -244,7 +190,7 @@ def _band(line: Line, x_scale: _Scale, y_scale: _Scale) -> str:
     return "".join(parts)
 
 
-def _rule(rule: Rule, x_scale: _Scale, y_scale: _Scale) -> str:
+def _rule(rule: Rule, x_scale: Scale, y_scale: Scale) -> str:
     (x1, y1), (x2, y2) = rule.start, rule.end
     return (
         f'<line class="rule" x1="{x_scale(x1):.1f}" y1="{y_scale(y1):.1f}" '
@@ -252,7 +198,14 @@ def _rule(rule: Rule, x_scale: _Scale, y_scale: _Scale) -> str:
     )
 
 
-def _labels(lines: Sequence[Line], rules: Sequence[Rule], x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
+def _moment(moment: Moment, x_scale: Scale) -> str:
+    at, foot = x_scale(moment.x), HEIGHT - BOTTOM if moment.is_tall else TOP
+    kind = "moment tall" if moment.is_tall else "moment"
+    style = f'style="--c:var(--series-{moment.colour % NUM_COLOURS})"'
+    return f'<line class="{kind}" {style} x1="{at:.1f}" x2="{at:.1f}" y1="{TOP - 8}" y2="{foot}"/>'
+
+
+def _labels(lines: Sequence[Line], rules: Sequence[Rule], x_scale: Scale, y_scale: Scale) -> Iterator[str]:
     """Each name beside the end of its line, where it covers neither a line nor another name."""
     taken = [
         pixel for line in lines if line.is_joined for run in _runs(line, x_scale, y_scale) for pixel in _dense(run)
@@ -333,7 +286,7 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _hovers(line: Line, x: Axis, y: Axis, x_scale: _Scale, y_scale: _Scale) -> Iterator[str]:
+def _hovers(line: Line, x: Axis, y: Axis, x_scale: Scale, y_scale: Scale) -> Iterator[str]:
     shown = [
         (place, px, py)
         for place, (px, py) in enumerate(line.points)
@@ -345,10 +298,14 @@ def _hovers(line: Line, x: Axis, y: Axis, x_scale: _Scale, y_scale: _Scale) -> I
             continue
         where = x.names[int(px)] if x.names else x.text(px)
         text = line.hovers[place] if line.hovers else f"{line.label}: {y.text(py)} at {where} {x.label}"
-        yield (
-            f'<circle class="hover" style="--c:var(--series-{line.colour % NUM_COLOURS})" cx="{x_scale(px):.1f}" '
-            f'cy="{at:.1f}" r="7"><title>{html.escape(text)}</title></circle>'
-        )
+        yield _hover(text, line.colour, x_scale(px), at)
+
+
+def _hover(text: str, colour: int, x: float, y: float) -> str:
+    return (
+        f'<circle class="hover" style="--c:var(--series-{colour % NUM_COLOURS})" cx="{x:.1f}" '
+        f'cy="{y:.1f}" r="7"><title>{html.escape(text)}</title></circle>'
+    )
 
 
 def interval_mark(
@@ -358,7 +315,7 @@ def interval_mark(
 
     ``low`` and ``high`` are the ends of the scale that all rows share.
     """
-    scale = _Scale(low, high, 5, 135)
+    scale = Scale(low, high, 5, 135)
     style = f'style="--c:var(--series-{colour % NUM_COLOURS})"'
     parts = [
         f'<svg class="whisker" viewBox="0 0 140 18" aria-hidden="true" {style}>',

@@ -2,7 +2,8 @@
 
 On a finite set, batch and online start from the same weights and learn the same records, each at the given rate and at
 its own best of a grid, over several seeds, and are scored on records that neither has seen. On data in the order of
-time four arms run forward through it, at every label delay: online, micro-batch, retrained at times, trained once.
+time arms run forward through it, at every label delay: online, micro-batch, retrained at times, trained once. Beside
+them runs what nobody gave a rate: several race.
 
 Arms run in processes of their own, one thread each. This file plans and gathers; ``arms`` runs, ``report`` draws.
 """
@@ -25,15 +26,17 @@ import numpy as np
 import torch
 
 from millstream.assembly import Data, Recipe, build
+from millstream.controllers import Count
 from millstream.errors import SettingError
 from millstream.studies.arms import Arm, open_once, run
 from millstream.studies.gradient import gradient_variance
 from millstream.studies.plan import Plan, Settings, make_plan
-from millstream.studies.statistics import interval, verdict
+from millstream.studies.statistics import interval, score_text, verdict
 
 __all__ = ["Settings", "compare"]
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
+Scores = dict[tuple[str, str], list[dict[str, Any]]]  # by kind and delay
 
 
 def compare(
@@ -103,7 +106,7 @@ class _Study:
             for kind, (size, _) in kinds.items()
             for rate in settings.rates
         ]
-        self._total = len(grids) + 2 * len(kinds) * len(plan.seeds)
+        self._total = len(grids) + 3 * len(kinds) * len(plan.seeds)
         scores = self._grid(self._run_all(grids))
         arms = []
         for kind, (size, epochs) in kinds.items():
@@ -112,12 +115,15 @@ class _Study:
                 if name != kind and best == given:
                     continue
                 arms += [self._arm(name, kind, size, rate, seed, epochs=epochs) for seed in plan.seeds]
+        for kind, (_, epochs) in kinds.items():
+            asked: Count = "auto" if kind == "batch" else 1
+            arms += [self._arm(f"{kind}_auto", kind, asked, None, seed, epochs=epochs) for seed in plan.seeds]
         gathered = self._gather(self._run_all(arms), f"test_{self._metric}")
         for kind in kinds:
             if f"{kind}_tuned" not in gathered:  # the given rate was the best one
                 gathered[f"{kind}_tuned"] = dict(gathered[kind])
             gathered[f"{kind}_tuned"]["grid"] = scores[kind, "0"]
-        order = ("batch", "online", "batch_tuned", "online_tuned")
+        order = ("batch", "online", "batch_tuned", "online_tuned", "batch_auto", "online_auto")
         strategies = {name: {**gathered[name], "title": self._title(name, gathered[name])} for name in order}
         result = self._result(strategies)
         result["target_" + self._metric] = _times_to_target(strategies, self._metric, settings.target)
@@ -130,9 +136,10 @@ class _Study:
         return result
 
     def forward(self) -> dict[str, Any]:
-        """Four arms through time, at each delay, each at its own best rate unless one is given."""
+        """The arms through time, at each delay, each at its own best rate unless one is given."""
         settings, plan = self._settings, self._plan
         sizes = {
+            "online_auto": 1,
             "online": 1,
             "micro_batch": settings.batch_size,
             "retrain": settings.batch_size,
@@ -145,18 +152,17 @@ class _Study:
                 for kind in ("online", "micro_batch", "frozen"):
                     first = plan.grid_records // 2 if kind == "frozen" else plan.grid_records // 5
                     grids += [
-                        self._forward_arm(kind, sizes[kind], rate, plan.seeds[0], delay, first, plan.grid_records)
+                        self._forward_arm(kind, kind, sizes[kind], rate, plan.seeds[0], delay, first, plan.grid_records)
                         for rate in settings.rates
                     ]
         self._total = len(grids) + len(delays) * len(sizes) * len(plan.seeds)
         scores = self._grid(self._run_all(grids))
         arms = []
         for delay in delays:
-            for kind, size in sizes.items():
-                grid = scores.get(("frozen" if kind == "retrain" else kind, delay))
-                rate = settings.learning_rate or _best(grid or [], self._metric)
+            for name, size in sizes.items():
+                kind, rate = name.removesuffix("_auto"), self._rate(name, delay, scores)
                 arms += [
-                    self._forward_arm(kind, size, rate, seed, delay, plan.first_scored, plan.num_records)
+                    self._forward_arm(name, kind, size, rate, seed, delay, plan.first_scored, plan.num_records)
                     for seed in plan.seeds
                 ]
         rows = self._run_all(arms)
@@ -182,14 +188,25 @@ class _Study:
         ]
         return result
 
-    def _arm(self, name: str, kind: Any, size: int, rate: float, seed: int, **changes: Any) -> Arm:
+    def _rate(self, name: str, delay: str, scores: Scores) -> float | None:
+        """The given rate, or the best one of the grid; None for an arm that sets its own."""
+        if name.endswith("_auto"):
+            return None
+        grid = scores.get(("frozen" if name == "retrain" else name, delay))
+        return self._settings.learning_rate or _best(grid or [], self._metric)
+
+    def _arm(self, name: str, kind: Any, size: Count, rate: float | None, seed: int, **changes: Any) -> Arm:
         recipe = dataclasses.replace(self._recipe, learning_rate=rate, seed=seed)
+        if rate is None:
+            recipe = dataclasses.replace(recipe, optimizer="auto")
         changes.setdefault("num_records", self._plan.num_records)
         return Arm(name, kind, self._data, recipe, size, **changes)
 
-    def _forward_arm(self, kind: str, size: int, rate: float, seed: int, delay: str, first: int, num: int) -> Arm:
+    def _forward_arm(
+        self, name: str, kind: str, size: int, rate: float | None, seed: int, delay: str, first: int, num: int
+    ) -> Arm:
         return self._arm(
-            kind,
+            name,
             kind,
             size,
             rate,
@@ -213,15 +230,14 @@ class _Study:
             results[place] = future.result()
             self._done += 1
             arm = arms[place]
-            text = (
-                f"{arm.recipe.model} {arm.name.replace('_', ' ')} η={arm.recipe.learning_rate:g} seed {arm.recipe.seed}"
-            )
+            rate = "" if arm.sets_rate else f" η={arm.recipe.learning_rate:g}"
+            text = f"{arm.recipe.model} {arm.name.replace('_', ' ')}{rate} seed {arm.recipe.seed}"
             self._progress(text, self._done, self._total)
         return results
 
-    def _grid(self, rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    def _grid(self, rows: list[dict[str, Any]]) -> Scores:
         """Scores by rate for each kind of arm and delay."""
-        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        found: Scores = {}
         for row in rows:
             score = row.get(f"test_{self._metric}", row.get(f"prequential_{self._metric}"))
             entry = {"learning_rate": row["learning_rate"], "score": None if row["diverged"] else score}
@@ -250,9 +266,13 @@ class _Study:
         size = {"online": "one record at a time", "frozen": "trained once"}.get(arm["kind"])
         if arm["kind"] == "retrain":
             size = f"retrained every {self._plan.retrain_every:,} records"
+        if arm["sets_rate"] and arm["kind"] == "batch":
+            size = f"batches as the noise has them, at last of {arm['update_size']}"
         size = size or f"{'mini' if arm['kind'] == 'batch' else 'micro'}-batches of {arm['update_size']}"
         if arm["kind"] == "batch" and self._plan.epochs > 1:
             size += f", {self._plan.epochs} passes"
+        if arm["sets_rate"]:
+            return f"{arm['kind']}: {size}, no rate given"
         best = ", chosen in a trial" if "grid" in arm or name.endswith("_tuned") else ""
         return f"{arm['kind'].replace('_', '-')}: {size}, η = {arm['learning_rate']:g}{best}"
 
@@ -290,8 +310,23 @@ class _Study:
             "delays": None,
             "baselines": None,
             "gradient_variance": None,
-            "notes": _notes(recipe.model, plan),
+            "notes": [*_notes(recipe.model, plan), *self._beside(strategies)],
         }
+
+    def _beside(self, strategies: dict[str, dict[str, Any]]) -> Iterator[str]:
+        """What no rate comes to beside the best one of the grid, and what it costs, in a sentence."""
+        for name, auto in strategies.items():
+            chosen = strategies.get(f"{auto['kind']}_tuned") or strategies.get(auto["kind"])
+            if not name.endswith("_auto") or chosen is None:
+                continue
+            key = next(k for k in (f"test_{self._metric}", f"prequential_{self._metric}") if k in auto)
+            key = f"prequential_{self._metric}" if self._opened.ordered else key
+            scores = score_text(self._metric, auto[key]), score_text(self._metric, chosen[key])
+            speeds = f"{auto['records_per_second']:,.0f} against {chosen['records_per_second']:,.0f} records/s"
+            yield (
+                f"{auto['kind'].capitalize()} with no rate given comes to {scores[0]}, with η = "
+                f"{chosen['learning_rate']:g} to {scores[1]}; {speeds}, without a grid to be tried before."
+            )
 
 
 def _best(grid: list[dict[str, Any]], metric: str) -> float:

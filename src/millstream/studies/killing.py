@@ -285,7 +285,7 @@ def _do_and_exit(do: Callable[[], None], told: int) -> None:
     try:
         os.setpgid(0, 0)
         bar = getattr(hub, "tqdm", None)
-        if hasattr(bar, "set_lock"):  # torch.fx takes that lock: one for all forks, and the dead do not give it back
+        if bar is not None and hasattr(bar, "set_lock"):  # one for all forks: the dead do not give it back
             bar.set_lock(threading.RLock())
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 1)

@@ -66,6 +66,7 @@ th {
 th:first-child,td:first-child,.text { text-align: left }
 th:first-child,td:first-child { padding-left: 0 }
 td.text { white-space: normal; min-width: 27em; font-size: .8rem; color: var(--quiet) }
+.near td.text { min-width: 9em }
 tbody th { font-size: .875rem; color: var(--ink); border-bottom-color: var(--grid); vertical-align: baseline }
 td small { color: var(--quiet); font-size: .78rem }
 td.named { white-space: normal; min-width: 15em; padding-left: 30px; text-indent: -30px }
@@ -77,7 +78,10 @@ td.score small,td.best small { font-weight: 400 }
   padding: 1px 5px; margin-left: 7px;
 }
 .key { display: inline-block; width: 22px; height: 10px; margin-right: 8px; overflow: visible }
+.key.stroke { width: 5px }
 .key line { stroke: var(--c); stroke-width: 2.2 }
+.tall-list { max-height: 26rem; overflow: auto }
+.tall-list th { position: sticky; top: 0; background: var(--ground) }
 .legend {
   display: flex; flex-wrap: wrap; gap: 2px 22px; margin: 0 0 4px; padding: 0; list-style: none;
   font-size: .82rem;
@@ -99,6 +103,8 @@ figcaption span { font-weight: 400 }
 .mark,.end,.whisker .mean { fill: var(--c) }
 .end,.mark { stroke: var(--ground); stroke-width: 1 }
 .leader { fill: none; stroke: var(--c); stroke-width: .8; opacity: .6 }
+.moment,.swatch { stroke: var(--c); stroke-width: 1.6 }
+.moment.tall { stroke-width: 1; stroke-dasharray: 4 3; opacity: .8 }
 .band { fill: var(--c); opacity: .15 }
 .hover { fill: transparent }
 .hover:hover,.hover.near { fill: var(--c); fill-opacity: .25; stroke: var(--c) }
@@ -124,7 +130,7 @@ summary { cursor: pointer; color: var(--quiet) }
   .scroll { margin: 0 -16px; padding: 0 16px }
   .strip { grid-template-columns: 1fr 1fr }
   .facts { grid-template-columns: max-content 1fr }
-  td.text { min-width: 19em }
+  .scroll:not(.near) td.text { min-width: 19em }
   th:first-child,td:first-child { position: sticky; left: 0; background: var(--ground); padding-right: 8px }
   td.named { min-width: 10.5em }
   h2 { margin-top: 44px }

@@ -14,6 +14,9 @@ from millstream.studies.arms import Arm
 
 __all__ = ["Plan", "Settings", "make_plan"]
 
+_RACE_ONLINE = 4.0  # times as long as one rate takes, where several race, as measured
+_RACE_EPOCHS = 3.0  # as many epochs more in a fit: the race is over after one
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
@@ -49,11 +52,13 @@ class Plan:
 
     def cost(self, arm: Arm) -> float:
         """About how many seconds an arm takes."""
-        records = arm.num_records or self.num_records
+        records, epochs = arm.num_records or self.num_records, float(arm.epochs)
+        if arm.sets_rate:
+            epochs = _RACE_ONLINE if arm.kind == "online" else epochs + _RACE_EPOCHS
         if arm.kind == "retrain":
             blocks = max(1, records // max(1, arm.retrain_every))
             records = records * blocks // 2
-        return float(records * arm.epochs) * self.seconds_per_record[1 if arm.update_size == 1 else 2]
+        return records * epochs * self.seconds_per_record[1 if arm.update_size == 1 else 2]
 
     def describe(self) -> str:
         seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
@@ -101,10 +106,11 @@ def _cost(data: Data, settings: Settings, records: int, num_seeds: int, speeds: 
     """About how many seconds of one core a comparison takes."""
     grid = _grid_records(records, data.ordered) * len(settings.rates)
     if not data.ordered:
-        return grid * sum(speeds.values()) + 2 * num_seeds * records * (speeds[1] + settings.epochs * speeds[2])
+        passes = (2 + _RACE_ONLINE) * speeds[1] + (3 * settings.epochs + _RACE_EPOCHS) * speeds[2]
+        return grid * sum(speeds.values()) + num_seeds * records * passes
     blocks = 10 if not settings.retrain_every else max(1, records // settings.retrain_every)
     batches = 1 + settings.epochs * (blocks / 2 + 0.1)
-    each = num_seeds * records * (speeds[1] + batches * speeds[2])
+    each = num_seeds * records * ((1 + _RACE_ONLINE) * speeds[1] + batches * speeds[2])
     tried = grid * (speeds[1] + (1 + settings.epochs) * speeds[2]) if settings.learning_rate is None else 0.0
     return len(settings.delays) * (each + tried)
 

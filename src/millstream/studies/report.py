@@ -27,6 +27,7 @@ from millstream.studies.figures import (
     tuning,
 )
 from millstream.studies.page import escape, page
+from millstream.studies.run_figures import courses
 from millstream.studies.statistics import Contest, is_number, score_text, seconds_text
 
 __all__ = ["render", "write"]
@@ -145,7 +146,8 @@ def _model(result: Result, *, is_titled: bool) -> str:
     """All of one model: table, curves, delays, tuning, notes."""
     looks = looks_of(result["strategies"])
     title = escape(result.get("model")) if is_titled else "Strategies"
-    parts = [_table(result, looks), curves(result, looks), _delays(result), tuning(result, looks), _notes(result)]
+    parts = [_table(result, looks), curves(result, looks), _delays(result), tuning(result, looks), _courses(result)]
+    parts.append(_notes(result))
     return f"<section><h2>{title}</h2>{''.join(parts)}</section>"
 
 
@@ -191,6 +193,8 @@ def _table(result: Result, looks: Mapping[str, Look]) -> str:
         for _, column, text in columns:
             value = arm.get(column)
             shown = "–" if value is None or value != value else text(value)
+            if column == "learning_rate" and arm.get("sets_rate"):
+                shown += " <small>at last</small>"
             around = _interval_of(result, arm, column) if text is not _LOSS else ""
             mark = ' class="score"' if column == key else ""
             cells.append(f"<td{mark}>{shown}{f' <small>{around}</small>' if around else ''}</td>")
@@ -249,7 +253,7 @@ def _runs(result: Result) -> str:
 def _delays(result: Result) -> str:
     """The score at each label delay: a chart and a table."""
     rows: Sequence[Result] = [{**result, **row} for row in result.get("delays") or ()]
-    if not rows:
+    if not rows or [str(row["delay"]) for row in rows] == ["0"]:  # the table above says it all
         return ""
     key = statistics.headline_key(rows[0])
     arms = {name: arm for row in reversed(rows) for name, arm in row["strategies"].items()}
@@ -282,6 +286,18 @@ def _delay_row(row: Result, key: str, names: Sequence[str]) -> str:
         around = _interval_of(row, arm, key)
         cells.append(f"<td{mark}>{_score(row, arm.get(key))}{f' <br><small>{around}</small>' if around else ''}</td>")
     return f'<tr><th>{escape(row["delay"])}</th>{"".join(cells)}<td class="text">{escape(_verdict(row))}</td></tr>'
+
+
+def _courses(result: Result) -> str:
+    """Rates and batch sizes over the records of the arms that set them, with what was decided."""
+    found = []
+    for arm in result["strategies"].values():
+        points = [{**point, "position": point["records"], "metrics": {}} for point in arm.get("course") or ()]
+        if points:
+            facts = {"points": points, "events": arm.get("events") or (), "phases": (), "position": arm["records"]}
+            found.append(courses(facts, str(arm.get("title") or arm.get("name"))))
+    heading = "<h3>Rates and sizes that nobody gave, in the run with the median score</h3>"
+    return f"{heading}{''.join(found)}" if found else ""
 
 
 def _notes(result: Result) -> str:

@@ -339,7 +339,7 @@ def _baseline_that_wins(result: Result, score: float) -> tuple[str, float] | Non
 
 
 def _both_tuned(arms: Mapping[str, Mapping[str, Any]], *names: str) -> bool:
-    kinds = {kind_of(name, arms[name]) for name in names}
+    kinds = {"" if arms[name].get("sets_rate") else kind_of(name, arms[name]) for name in names}
     return kinds <= {kind_of(name, arm) for name, arm in arms.items() if name.endswith("_tuned") or arm.get("grid")}
 
 
@@ -354,9 +354,9 @@ def _lower_is_better(result: Result) -> bool:
 
 def _title(name: str, arm: Mapping[str, Any]) -> str:
     """What a sentence calls it: its title up to a comma or colon, and its rate, as in ``online (η = 0.01)``."""
-    title = re.split(r"[,:] ", str(arm.get("title") or name.replace("_", " ")))[0]
-    rate = arm.get("learning_rate")
-    return f"{title} (η = {rate:g})" if is_number(rate) else title
+    title, rate = re.split(r"[,:] ", str(arm.get("title") or name.replace("_", " ")))[0], arm.get("learning_rate")
+    shown = "no rate given" if arm.get("sets_rate") else f"η = {rate:g}" if is_number(rate) else ""
+    return f"{title} ({shown})" if shown else title
 
 
 def _gap(metric: str, difference: float) -> str:
