@@ -19,10 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from millstream.contracts import Chunk, Events, Inputs, Questions, State
+from millstream.contracts import Chunk, Events, Questions, State
 from millstream.errors import CheckpointError, DataError, SettingError
+from millstream.shelf import Shelf
 
-__all__ = ["Joined", "Joining", "LabelJoin", "Shelf"]
+__all__ = ["Joined", "Joining", "LabelJoin"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,61 +64,6 @@ class Joining:
         return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items() if value is not None)
 
 
-class Shelf:
-    """Rows of several tensors by slot. A slot that is given back is used again.
-
-    >>> shelf = Shelf()
-    >>> slots = torch.tensor([shelf.reserve(), shelf.reserve()])
-    >>> shelf.put("known", slots, torch.tensor([0.5, 2.0]))
-    >>> shelf.rows("known", slots[1:]).tolist()
-    [2.0]
-    """
-
-    def __init__(self) -> None:
-        self.columns: dict[str, Tensor] = {}
-        self._free: list[int] = []
-        self._num_slots = 0
-
-    def reserve(self) -> int:
-        if self._free:
-            return self._free.pop()
-        self._num_slots += 1
-        return self._num_slots - 1
-
-    def give_back(self, slots: list[int]) -> None:
-        self._free.extend(slots)
-
-    def put(self, name: str, slots: Tensor, values: Tensor) -> None:
-        column = self.columns.get(name)
-        if column is None or len(column) < self._num_slots:
-            grown = values.new_zeros(max(64, 2 * self._num_slots), *values.shape[1:])
-            if column is not None:
-                grown[: len(column)] = column
-            self.columns[name] = column = grown
-        column[slots] = values.detach()
-
-    def rows(self, name: str, slots: Tensor) -> Tensor:
-        return self.columns[name][slots]
-
-    def put_inputs(self, slots: Tensor, inputs: Inputs) -> None:
-        assert isinstance(inputs, Tensor | dict), "features make a tensor, or a dict of them"
-        for key, value in {"": inputs}.items() if isinstance(inputs, Tensor) else inputs.items():
-            self.put(f"inputs.{key}", slots, value)
-
-    def inputs(self, slots: Tensor) -> Inputs:
-        names = [name for name in self.columns if name.startswith("inputs.")]
-        rows = {name.removeprefix("inputs."): self.rows(name, slots) for name in names}
-        return rows.get("", rows)
-
-    def state_dict(self, slots: Tensor) -> State:
-        return {name: self.rows(name, slots) for name in self.columns}
-
-    def load_state_dict(self, state: State) -> None:
-        """What was saved stands in the first slots."""
-        self.columns, self._free = {name: column.clone() for name, column in state.items()}, []
-        self._num_slots = max((len(column) for column in state.values()), default=0)
-
-
 @dataclasses.dataclass(slots=True)
 class _Plan:
     """What the events of one chunk do: slots of what is asked, answered and dropped, and in which order."""
@@ -127,6 +73,7 @@ class _Plan:
     known: list[float] = dataclasses.field(default_factory=list)
     guesses: list[float] = dataclasses.field(default_factory=list)
     arrived: list[int] = dataclasses.field(default_factory=list)
+    names: list[str] = dataclasses.field(default_factory=list)  # their ids
     labels: list[float] = dataclasses.field(default_factory=list)
     dropped: list[int] = dataclasses.field(default_factory=list)
 
@@ -140,6 +87,7 @@ class Joined:
     asked: Tensor  # (M,) slots
     arrived: Tensor  # (A,) of the questions whose labels came, in this order
     labels: Tensor  # (A,) these labels
+    names: list[str]  # (A,) their ids
     learned: Tensor  # (L,) of the lessons
     done: list[int]  # slots that nobody needs after this chunk
 
@@ -158,6 +106,7 @@ class LabelJoin:
         self._counts = dict.fromkeys(_COUNTED, 0)
         self._open: collections.OrderedDict[str, tuple[int, float]] = collections.OrderedDict()  # id -> slot, asked at
         self._closed: collections.OrderedDict[str, bool] = collections.OrderedDict()  # id -> whether it was answered
+        self.begun_at = 0  # the place, among all that the run has read, of the first event
         self._ready: list[int] = []  # slots of lessons that do not fill an update yet
         self._ready_labels: list[float] = []
         self._num_seen = self._num_asked = 0
@@ -223,7 +172,7 @@ class LabelJoin:
             self._plan.dropped.append(slot)
         else:
             self._counts["defaulted"] += 1
-            self._take(slot, self.default)
+            self._take(name, slot, self.default)
 
     def _ask(self, name: str, label: float, now: float) -> tuple[str, str] | None:
         if name in self._open:
@@ -241,7 +190,7 @@ class LabelJoin:
         self._closed.pop(name, None)
         if is_answered:
             self._counts["answered"] += 1
-            self._take(slot, label)
+            self._take(name, slot, label)
             self._close(name, answered=True)
         else:
             self._open[name] = slot, now
@@ -251,7 +200,7 @@ class LabelJoin:
         asked = self._open.pop(name, None)
         if asked is not None:
             self._counts["answered"] += 1
-            self._take(asked[0], label)
+            self._take(name, asked[0], label)
             self._close(name, answered=True)
             return None
         answered = self._closed.get(name)
@@ -263,8 +212,9 @@ class LabelJoin:
             return f"an answer to id {name!r}, which nobody has asked", "the id of a question that came before"
         return f"an answer to id {name!r} after its time was up", "one within the timeout"
 
-    def _take(self, slot: int, label: float) -> None:
+    def _take(self, name: str, slot: int, label: float) -> None:
         """A label has come; what is known from now on."""
+        self._plan.names.append(name)
         self._plan.arrived.append(slot)
         self._plan.labels.append(label)
         self._last_label = label
@@ -309,7 +259,7 @@ class LabelJoin:
         questions.targets = self._targets([0.0] * num, questions)
         asking = Questions(questions, before, labelled=False, oldest=self._oldest(pool))
         arrived = _slots(plan.arrived), self._targets(plan.labels, questions)
-        return Joined(lessons, asking, asked, *arrived, learned, pool[:whole] + plan.dropped)
+        return Joined(lessons, asking, asked, *arrived, plan.names, learned, pool[:whole] + plan.dropped)
 
     def finish(self, joined: Joined) -> None:
         """What a chunk has brought was learned and scored."""
@@ -322,6 +272,8 @@ class LabelJoin:
         if questions.weights is not None:
             shelf.put("weights", slots, questions.weights)
         shelf.put("number", slots, torch.from_numpy(questions.numbers))
+        offsets = np.arange(len(slots)) if questions.offsets is None else questions.offsets
+        shelf.put("place", slots, torch.from_numpy(offsets + (self.begun_at + self._num_seen - questions.span)))
         shelf.put("known", slots, torch.tensor(plan.known, dtype=torch.float64))
         shelf.put("guess", slots, torch.tensor(plan.guesses, dtype=torch.float64))
 
@@ -346,6 +298,7 @@ class LabelJoin:
             "joining": dataclasses.asdict(self.joining),
             "update_size": self.update_size,
             "default": self.default,
+            "begun_at": self.begun_at,
             "counts": dict(self._counts),
             "open": _packed(list(self._open)),
             "asked_at": np.array([asked_at for _, asked_at in self._open.values()], np.float64),
@@ -372,6 +325,7 @@ class LabelJoin:
         self._ready = list(range(len(names), len(names) + len(self._ready_labels)))
         self.shelf.load_state_dict(state["rows"])
         self.default, self._counts = state["default"], dict(state["counts"])
+        self.begun_at = state["begun_at"]
         self._num_of_class = {int(kind): num for kind, num in state["num_of_class"].items()}
         for name in _PLAIN:
             setattr(self, f"_{name}", state[name])

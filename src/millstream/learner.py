@@ -6,7 +6,7 @@ It knows chunks, not where they come from, nor what is done with the outcome.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,9 @@ from millstream.engines import UpdateRule, parameter_of
 from millstream.engines.failures import predicted
 from millstream.errors import CheckpointError, DataError, ModelError
 from millstream.features import Features
-from millstream.joining import LabelJoin, Shelf
+from millstream.joining import LabelJoin
 from millstream.losses import fitting_labels
+from millstream.shelf import Shelf
 
 __all__ = ["Learner", "Scored", "check_version", "load_or_refuse"]
 
@@ -57,6 +58,8 @@ class Scored:
     guesses: npt.NDArray[np.float64] | None = None  # the majority or mean of the labels known then; None: by ``known``
     labels: dict[str, int] | None = None  # counts of a ``LabelJoin``
     predicted: Tensor | None = None  # where labels join: outputs of the chunk's questions, of which few are scored yet
+    places: npt.NDArray[np.int64] | None = None  # where labels join: of what is scored, among all that the run has read
+    ids: list[str] | None = None  # and under which ids it was asked
 
     def part(self, first: int, last: int) -> tuple[Any, ...]:
         """Outputs, targets, losses, known labels and guesses of some of the records, as metrics take them."""
@@ -78,6 +81,12 @@ class Learner:
         self.rule, self.engine, self.features = rule, engine, features
         self.shape: tuple[int, ...] | None = None  # of the model's outputs for one record, once it was looked at
         self.device = next((p.device for p in rule.model.parameters()), torch.device("cpu"))
+
+    def begin(self, kind: Literal["fit", "learn"], scoring: Literal["auto", "eval", "train"]) -> None:
+        """Another phase begins: ``auto`` is eval mode when learning online, and the update's own output in a fit."""
+        automatic: Literal["eval", "train"] = "eval" if kind == "learn" else "train"
+        self.rule.scoring = automatic if scoring == "auto" else scoring
+        self.rule.online = kind == "learn"
 
     def prepare(self, chunk: Chunk, *, learn: bool, late: LabelDelay | LabelJoin | None = None) -> Chunk:
         """Tensors from named columns, on the model's device. ``learn`` lets the features' statistics take them in.
@@ -174,10 +183,10 @@ class Learner:
         with torch.no_grad():
             losses = self.rule.loss(raw, _scaled(targets, shelf, joined.arrived) if scales else targets)
         outputs, predicted = (_outputs(shelf, slots, scales) for slots in (joined.arrived, joined.asked))
-        known, guesses = (shelf.rows(name, joined.arrived).numpy() for name in ("known", "guess"))
+        known, guesses, places = (shelf.rows(name, joined.arrived).numpy() for name in ("known", "guess", "place"))
         join.finish(joined)
         facts = len(lessons), outcome.num_updates, outcome.skipped, outcome.events, outcome.by_reference, outcome.norms
-        return Scored(outputs, targets, losses, known, *facts, guesses, join.counts, predicted)
+        return Scored(outputs, targets, losses, known, *facts, guesses, join.counts, predicted, places, joined.names)
 
     def predict(self, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
         """The outputs of a prepared chunk in the units of the targets, and the losses where there are labels."""

@@ -10,11 +10,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from millstream.contracts import Chunk, Engine, Position, State
+from millstream.contracts import Chunk, Engine, Position, Source, State
 from millstream.delay import Delay, LabelDelay, parse_delay
 from millstream.errors import CheckpointError
 from millstream.joining import Joining, LabelJoin
-from millstream.learner import Scored
+from millstream.learner import Learner, Scored
 from millstream.metrics import Metrics
 from millstream.runs import Run
 from millstream.sources import CachedSource
@@ -56,21 +56,42 @@ class Phase:
     seconds: float = 0.0  # a clock, so not a part of what resumes bit for bit
     finished: bool = False
 
+    @classmethod
+    def asked(
+        cls,
+        kind: Literal["fit", "learn"],
+        plan: Any,
+        shuffle: bool,
+        delay: Delay | Joining | None,
+        source: Source,
+        learner: Learner,
+        seed: int,
+    ) -> Phase:
+        """The one that is asked for, at its beginning. ``plan`` is that of its controller."""
+        size, rule = plan.first_size(source.num_records), {"seed": seed, **learner.rule.facts()}
+        facts = dict(source.fingerprint()), rule, plan.to_json(), source.num_records
+        return cls(kind, size, plan.most_epochs, shuffle, learner.engine.chunk_size(size), delay, *facts)
+
     @property
     def features_learn(self) -> bool:
         """Statistics of features are frozen after the first epoch of a ``fit``."""
         return self.kind == "learn" or self.epoch == 0
 
-    def late_labels(self, before: LabelDelay | LabelJoin | None = None) -> LabelDelay | LabelJoin | None:
+    def late_labels(
+        self, before: LabelDelay | LabelJoin | None = None, consumed: int = 0
+    ) -> LabelDelay | LabelJoin | None:
         """What holds the records whose labels are on their way; None where these come at once.
 
+        ``consumed`` places were read before the phase.
         Questions of the phase ``before`` are still open where this one joins labels as that one did.
         """
         if isinstance(self.delay, Joining):
             if isinstance(before, LabelJoin) and before.is_like(self.delay, self.update_size):
                 before.count_anew()
                 return before
-            return LabelJoin(self.delay, self.update_size)
+            joins = LabelJoin(self.delay, self.update_size)
+            joins.begun_at = consumed
+            return joins
         return None if self.delay is None or self.delay.records == 0 else LabelDelay(self.delay, self.update_size)
 
     def advance(self, chunk: Chunk, scored: Scored | None) -> None:

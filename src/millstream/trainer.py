@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from millstream import engines, evaluation, losses, sources
 from millstream.books import Books
 from millstream.commits import Seconds
-from millstream.contracts import Chunk, Loss, Source, State, Stoppable
+from millstream.contracts import Chunk, Loss, Sink, Source, State, Stoppable
 from millstream.controllers import Controller, Count, Plan
 from millstream.delay import LabelDelay
 from millstream.errors import CheckpointError, DataError, MillstreamError, SettingError
@@ -33,6 +33,7 @@ from millstream.joining import LabelJoin
 from millstream.learner import Learner, Scored, check_version, load_or_refuse
 from millstream.metrics import Metrics
 from millstream.phase import Phase, Step, Summary, parse_lateness
+from millstream.publishing import Publisher
 from millstream.runs import Run
 
 __all__ = ["Trainer"]
@@ -46,7 +47,8 @@ class Trainer:
     functions of the parameters. ``scheduler`` steps after every update, or after every epoch if so told.
     ``clip_norm`` and ``clip_value`` bound an update's gradient. ``scoring`` says in which mode a record is predicted
     before its update; ``auto`` is eval mode when learning online, and the update's own output when fitting. ``replay``
-    (0.2), ``drift`` and ``average`` see ``engines.Around``. ``run`` is a folder for what is saved, if anything.
+    (0.2), ``drift`` and ``average`` see ``engines.Around``. ``outcomes`` is where each goes (``sinks.open_sink``), and
+    ``publish`` where good weights go (``Publisher``). ``run`` is a folder for what is saved, if anything.
 
     >>> model = nn.Linear(3, 2)
     >>> trainer = Trainer(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.1))
@@ -76,6 +78,8 @@ class Trainer:
         seed: int = 0,
         window: int = 1000,
         max_skips: int = 100,
+        outcomes: Sink | str | Path | None = None,
+        publish: Publisher | str | Path | None = None,
         run: str | Path | None = None,
         commit_seconds: Seconds = "auto",
         report_records: int = 10_000,
@@ -83,18 +87,18 @@ class Trainer:
     ) -> None:
         model = model if device is None else model.to(device)
         by_epoch = scheduler_steps == "epoch" or isinstance(scheduler, ReduceLROnPlateau)  # which waits for a loss
-        per_update = None if by_epoch else scheduler
         resolved = losses.resolve(loss, class_weights, engines.parameter_of(model))
-        settings = {"scheduler": per_update, "clip_norm": clip_norm, "clip_value": clip_value, "seed": seed}
-        chosen = engines.prepare(engine, model, resolved, optimizer, engines.Around(replay, drift, average), **settings)
+        bounds = {"scheduler": None if by_epoch else scheduler, "clip_norm": clip_norm, "clip_value": clip_value}
+        around = engines.Around(replay, drift, average)
+        chosen = engines.prepare(engine, model, resolved, optimizer, around, seed=seed, **bounds)
         self.learner = Learner(chosen.rule, chosen, features)
         self.seed, self.spec = seed, spec
         self.position = 0  # run position of the next record to be learned
         self.consumed = 0  # places that were read, over all phases
-        self._books = Books(self.learner, window=window, max_skips=max_skips)
+        kept = {"window": window, "max_skips": max_skips, "report_records": report_records}
+        self._books = Books(self.learner, outcomes=outcomes, publish=publish, **kept)
         self._per_epoch = scheduler if by_epoch else None
-        self._scoring = scoring
-        self._commit_seconds, self._report_records = commit_seconds, report_records
+        self._scoring, self._commit_seconds = scoring, commit_seconds
         self._phase: Phase | None = None
         self._source: Source | None = None  # of the phase
         self._controller = Controller(Plan(1, 1), self.learner, None)  # of the phase
@@ -106,8 +110,6 @@ class Trainer:
         self.run: Run | None = None
         if run is not None:
             self.open(run)
-
-    # ---------------------------------------------------------------- what people call
 
     def fit(
         self,
@@ -130,9 +132,8 @@ class Trainer:
         ``fit`` of a restored trainer, from the record where it stood.
         """
         test = None
-        how: dict[str, Any] = {"shuffle": shuffle, "validation": validation, "resume": resume}
-        how |= {"schedule": schedule, "warmup": warmup}
-        for step in self.steps(source, kind="fit", update_size=batch_size, epochs=epochs, **how):
+        how: dict[str, Any] = {"shuffle": shuffle, "validation": validation, "schedule": schedule, "warmup": warmup}
+        for step in self.steps(source, kind="fit", update_size=batch_size, epochs=epochs, resume=resume, **how):
             test = step.validation or test
         return self.summary(test)
 
@@ -166,12 +167,7 @@ class Trainer:
         plan = Plan(update_size, epochs, schedule, warmup)
         how: dict[str, Any] = {"shuffle": shuffle, "seed": self.seed, "validates": epochs == "auto"}
         source, validation = sources.training_sources(source, validation, **how)
-        delay = parse_lateness(label_delay)
-        rule = {"seed": self.seed, **self.learner.rule.facts()}
-        facts = dict(source.fingerprint()), rule, plan.to_json(), source.num_records
-        size = plan.first_size(source.num_records)
-        asked = Phase(kind, size, plan.most_epochs, shuffle, 0, delay, *facts)
-        asked.chunk_size = self.learner.engine.chunk_size(size)
+        asked = Phase.asked(kind, plan, shuffle, parse_lateness(label_delay), source, self.learner, self.seed)
         phase = self._enter(source, asked, resume)
         if self.run is not None:
             source = self.run.recorded(source, phase.before, None if resume else phase.reference())
@@ -230,9 +226,9 @@ class Trainer:
 
     def commit(self) -> Path | None:
         """Commits all state to the run folder at once; does nothing without one. Saving changes nothing."""
-        if self.run is None:
-            return None
-        self._checkpoint = self.run.commit(self.state_dict())
+        self._books.sync()
+        if self.run is not None:
+            self._checkpoint = self.run.commit(self.state_dict())
         return self._checkpoint
 
     def open(self, run: str | Path, *, resume: bool = False, exact: bool = False) -> list[str]:
@@ -240,7 +236,7 @@ class Trainer:
 
         Gives warnings: damaged checkpoints that were passed over, and other numerics, which ``exact`` refuses.
         """
-        self.close()
+        self._give_back()
         self.run = Run(run, resume=resume, commit_seconds=self._commit_seconds, exact=exact)
         if not resume:
             return []
@@ -249,7 +245,11 @@ class Trainer:
         return warnings
 
     def close(self) -> None:
-        """Gives the run folder back, so that others may open it."""
+        """Gives the run folder and the sink back, so that others may open them."""
+        self._give_back()
+        self._books.close()
+
+    def _give_back(self) -> None:
         if self.run is not None:
             self.run.close()
             self.run = None
@@ -290,8 +290,6 @@ class Trainer:
         load_or_refuse(self._per_epoch, state["per_epoch"], "a scheduler that steps after an epoch")
         self._whole = True
 
-    # ---------------------------------------------------------------- what happens to a chunk
-
     def _epoch(self, source: Source, phase: Phase) -> Iterator[Step]:
         """The rest of an epoch, from where it stands."""
         ordered = sources.Shuffled(source, seed=self.seed, epoch=self._num_epochs) if phase.shuffle else source
@@ -328,8 +326,7 @@ class Trainer:
             scored = self._score(chunk, phase)
             if self._delay is not None:
                 num_positions = scored.num_learned
-        most = 0 if self.run is None else self._report_records
-        lines = self._books.take(scored, phase, len(chunk), (self.position, num_positions), most)
+        self._books.take(scored, phase, chunk, self.consumed, (self.position, num_positions), self.run)
         if phase.epoch == 0:
             phase.refuse(self.run, chunk, scored, self.position)
         phase.advance(chunk, scored)
@@ -339,11 +336,10 @@ class Trainer:
         if scored is not None:
             phase.update_size, phase.noise_scale = self._controller.after_chunk(scored, self.position)
             phase.chunk_size = self.learner.engine.chunk_size(phase.update_size)
-        if self.run is not None:
-            self.run.report(*lines)
+        self._books.publish(self.position, phase, self.spec, self.run)
         self._controller.note_events(self.run)
         if self.run is not None:
-            self._checkpoint = self.run.commit_if_due(self.state_dict) or self._checkpoint
+            self._checkpoint = self.run.commit_if_due(self._books.synced(self.state_dict)) or self._checkpoint
         return phase.step(self.learning_rate, scored, len(chunk), epoch=phase.epoch)
 
     def _score(self, chunk: Chunk, phase: Phase) -> Scored:
@@ -372,10 +368,8 @@ class Trainer:
             self._control(asked).begin(asked.kind)
             self._books.begin()
             self._phase = asked
-            self._delay = asked.late_labels(self._delay)
-        automatic: Literal["eval", "train"] = "eval" if asked.kind == "learn" else "train"
-        self.learner.rule.scoring = automatic if self._scoring == "auto" else self._scoring
-        self.learner.rule.online = asked.kind == "learn"
+            self._delay = asked.late_labels(self._delay, self.consumed)
+        self.learner.begin(asked.kind, self._scoring)
         self._checked = False
         return self._phase
 
