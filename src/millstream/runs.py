@@ -99,6 +99,12 @@ class Run:
     def restore(self) -> tuple[State, list[str]]:
         """The newest whole state, the lines cut back to it, and warnings: damaged checkpoints, other numerics."""
         state, _, problems = checkpoint.newest(self.checkpoints)
+        if not isinstance(state.get("run"), dict) or not isinstance(state.get("numerics"), dict):
+            raise CheckpointError(
+                got=f"state that is not of a run in {self.checkpoints}",
+                wanted="what a trainer has committed",
+                do="name the folder that was given with --run",
+            )
         problems += self._other_numerics(state["numerics"])
         for name, lines in self._lines.items():
             if not lines.cut(state["run"]["bytes"][name], state["run"].get("sha256", {}).get(name)):
