@@ -2,7 +2,8 @@
 
 A run is stopped on the way. In copies of its folder bits are flipped, files cut, emptied, deleted or exchanged, in one
 checkpoint or in all. Then the run goes on to its end, or refuses in one line. Harmless means: it ends as the
-undisturbed run to the last bit. Evil checkpoints are files that somebody made to do harm: nothing in them is ever executed.
+undisturbed run to the last bit. Evil checkpoints are files that somebody made to do harm:
+nothing in them is ever executed.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ SHARES = (0.0, 0.5, 0.9)  # of what was not synced survives
 FEW = (
     Scenario("csv", "adam", "fused", 1),
     Scenario("tensors", engine="fused", tally=True),
+    Scenario("queue", tally=True),
+    Scenario("log", "momentum", "fused", 1),
     Scenario("table", "momentum", "reference", 32),
     Scenario("jsonl", "adagrad", "fused", 1, 7),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -21,10 +22,13 @@ from torch import Tensor, nn
 
 import millstream
 from millstream import checkpoint, sources
+from millstream.errors import StorageError
 from millstream.features import Features
+from millstream.journal import JournalReader
 from millstream.schema import Field, Schema, Target
 from millstream.studies.killing import Job, Note, learning
 from soak import tally
+from soak.upstream import Upstream
 
 NUM_RECORDS = {"reference": 384, "reference batches": 4096, "fused": 12_000}
 _CHUNK = {"reference": 16, "reference batches": 256, "fused": 512}
@@ -32,6 +36,7 @@ _COLUMNS = ("id", "a", "b", "c", "y")
 _COLORS = ("red", "green", "blue")
 SOURCES = ("table", "tensors", "csv", "jsonl", "parquet", "pipe")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adagrad")
+LIVE = ("log", "queue")  # upstreams that can be read again, and those that cannot
 _FILES = ("csv", "jsonl", "parquet")
 
 
@@ -82,15 +87,18 @@ class Scenario:
             how |= {"kind": "fit", "epochs": 3, "shuffle": True, "validation": 0.1}
         elif self.delay:
             how["label_delay"] = self.delay
+        if self.source in LIVE:
+            return functools.partial(_live_job, self, how)
         if self.source == "pipe":
             return functools.partial(_pipe_job, self, data, how)
         return learning(lambda: (self.trainer(), self.open(data)), **how)
 
     def is_judged(self, name: str) -> bool:
-        """Whether what has this name must be the same: a pipe that goes on counts its lines anew, and its cuts, which
-        depend on time, may show in the last bit of scores with late labels."""
-        live = ("dead_letters.jsonl", "metrics", "books") if self.delay else ("dead_letters.jsonl",)
-        return not (self.source == "pipe" and name.startswith(live))
+        """Whether what has this name must be the same. The arrivals of a live source are others in each run: where they
+        are cut shows in what a line of metrics counts within a chunk, in the places that dead letters name, and with
+        late labels in the last bit of scores."""
+        live = ("dead_letters.jsonl", "metrics.jsonl", *(("books",) if self.delay else ()))
+        return not (self.source in ("pipe", *LIVE) and name.startswith(live))
 
     def complaints(self, folder: Path) -> list[str]:
         """What a tally has to say against the run that has ended in ``folder``."""
@@ -150,6 +158,9 @@ def matrix() -> list[Scenario]:
         found.append(Scenario(source, optimizer, engine, update_size, delay))
     for source, delay in itertools.product(SOURCES, (0, 7)):
         found.append(Scenario(source, delay=delay, tally=True))
+    for source, delay in itertools.product(LIVE, (0, 7)):
+        found.append(Scenario(source, delay=delay, tally=True))
+        found += [Scenario(source, optimizer, "fused", 1, delay) for optimizer in OPTIMIZERS]
     found.append(Scenario("tensors", engine="fused", tally=True))
     found.append(Scenario("csv", update_size=32, tally=True))
     for optimizer in (*OPTIMIZERS, "race"):
@@ -165,6 +176,8 @@ def few() -> list[Scenario]:
     return [
         Scenario("csv", tally=True),
         Scenario("pipe", tally=True),
+        Scenario("queue", tally=True),
+        Scenario("log", "adam", "fused", 1),
         Scenario("jsonl", "adam", "fused", 1, 7),
         Scenario("parquet", "momentum", "reference", 32),
         Scenario("tensors", "adagrad", "fused", 1),
@@ -202,6 +215,17 @@ def _pipe_job(
     types = {"id": pa.string(), "a": pa.float64(), "b": pa.float64(), "c": pa.string(), "y": pa.string()}
     source = sources.StdinSource(reading, format="csv", schema=types, on_error="quarantine")
     source.stands_at = position
+    learning(lambda: (scenario.trainer(), source), **how)(folder, note, draws)
+
+
+def _live_job(scenario: Scenario, how: dict[str, Any], folder: Path, note: Note, draws: random.Random | None) -> None:
+    """A live upstream through the run's journal. One that gives everything once goes on after what the journal has."""
+    start, can_seek = 0, scenario.source == "log"
+    if not can_seek and (folder / "journal").is_dir():
+        with contextlib.suppress(StorageError):  # killed before it had one: nothing was taken
+            groups = JournalReader(folder / "journal").read(0, kinds=("records",))
+            start = max((group.facts["after"] for group in groups), default=0)
+    source = Upstream(pa.table(_records(scenario.num_records)), can_seek=can_seek, start=start)
     learning(lambda: (scenario.trainer(), source), **how)(folder, note, draws)
 
 

@@ -4,9 +4,9 @@ The lossy disk needs /dev/fuse, fusermount3 and mfusepy; without them its tests 
 """
 
 import json
-import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +15,9 @@ from soak.lossy_state import Node
 from torch import nn
 
 from command_line import refusal, run
-from millstream import Trainer, checkpoint
+from millstream import Trainer
 from millstream.errors import ModelError, SettingError, StorageError
+from millstream.journal import Draft, Journal, segments
 from millstream.runs import Run
 from millstream.storage import make_folder
 from millstream.studies.killing import Process, check_kills, fingerprints
@@ -147,23 +148,34 @@ def test_failures_of_a_process_come_back_as_what_they_are() -> None:
 # ---------------------------------------------------------------- what was mended
 
 
-def test_lines_that_failed_end_the_run_whatever_comes_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path / "run")
-    run.report({"a": 1})
-    real, calls = os.fsync, []
+def test_a_segment_that_found_no_room_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite says nothing of a full disk when it is closed: the tables would be left in a log that nobody finds."""
+    real = segments.apsw.Connection
 
-    def once(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 1:
-            raise OSError(5, "Input/output error")
-        real(descriptor)
+    class Full:
+        def __init__(self, *settings: Any, **more: Any) -> None:
+            self._real = real(*settings, **more)
 
-    monkeypatch.setattr(os, "fsync", once)
-    for _ in range(2):
-        with pytest.raises(StorageError, match="Input/output error"):
-            run.commit({})
-    assert not checkpoint.exists(run.checkpoints)
-    run.close()
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def __enter__(self) -> Any:
+            return self._real.__enter__()
+
+        def __exit__(self, *how: Any) -> Any:
+            return self._real.__exit__(*how)
+
+        def wal_checkpoint(self, *_: Any, **__: Any) -> None:
+            raise segments.apsw.FullError("database or disk is full")
+
+    monkeypatch.setattr(segments.apsw, "Connection", Full)
+    with pytest.raises(StorageError, match="full"):
+        Journal(tmp_path / "journal")
+    monkeypatch.undo()
+    assert not list((tmp_path / "journal").glob("*.segment"))
+    journal = Journal(tmp_path / "journal")
+    journal.append(Draft(None, {"a": 1}, "decision"))
+    journal.close()
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "gone"])

@@ -120,7 +120,11 @@ def read(path: Path) -> State:
         raise CheckpointError(
             got=f"a checkpoint that went away: {path}", wanted="one that stays", do="read the newest one again"
         ) from error
-    except (*_MALFORMED, RuntimeError, RecursionError) as error:  # it fits its manifest, which somebody else has written
+    except (
+        *_MALFORMED,
+        RuntimeError,
+        RecursionError,
+    ) as error:  # it fits its manifest, which somebody else has written
         raise _damaged(path) from error
     return state
 
