@@ -30,7 +30,7 @@ from millstream.journal import Draft, Head, Journal
 from millstream.lines import Lines
 from millstream.numerics import numerics
 from millstream.sources import JournaledSource
-from millstream.storage import storage_errors
+from millstream.storage import make_folder, storage_errors, sync
 
 __all__ = ["Run"]
 
@@ -62,7 +62,7 @@ class Run:
                 do="name it, or leave out --resume",
             )
         with storage_errors(self.folder, do="make room, allow writing, or name another folder with --run"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._lock = (self.folder / "lock").open("a")
         self._take_lock()
         if not resume and checkpoint.exists(self.checkpoints):
@@ -75,6 +75,7 @@ class Run:
         with storage_errors(self.folder, do=checkpoint.GO_ON):
             names = ("metrics", "dead_letters", "events")
             self._lines = {name: Lines(self.folder / f"{name}.jsonl", keep=resume) for name in names}
+            sync(self.folder)  # the names of these files: a synced file without a name is lost with the power
         self._commits = Commits(self.checkpoints, self._lines, keep=keep, seconds=seconds)
         self.after = self._commits.after
         try:
@@ -98,9 +99,16 @@ class Run:
     def restore(self) -> tuple[State, list[str]]:
         """The newest whole state, the lines cut back to it, and warnings: damaged checkpoints, other numerics."""
         state, _, problems = checkpoint.newest(self.checkpoints)
+        if not isinstance(state.get("run"), dict) or not isinstance(state.get("numerics"), dict):
+            raise CheckpointError(
+                got=f"state that is not of a run in {self.checkpoints}",
+                wanted="what a trainer has committed",
+                do="name the folder that was given with --run",
+            )
         problems += self._other_numerics(state["numerics"])
         for name, lines in self._lines.items():
-            lines.cut(state["run"]["bytes"][name])
+            if not lines.cut(state["run"]["bytes"][name], state["run"].get("sha256", {}).get(name)):
+                problems.append(f"{lines.path.name} is not as it was committed: damaged, or lines are missing")
         head = Head.from_json(state["run"]["journal"])
         self.journal.check(head)
         self.decisions = Decisions(self.folder, self.journal, head.number)

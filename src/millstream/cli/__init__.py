@@ -302,12 +302,20 @@ def compare(context: click.Context, /, **given: Any) -> None:
     metavar="SECONDS",
     help="Budget: fewer updates are compared to fit.",
 )
+@shared.study(
+    "--kill",
+    "num_kills",
+    callback=whole(),
+    metavar="N",
+    help="Kill runs N times at random instants instead, and compare them with one left alone.",
+)
 @shared.as_json
 @click.pass_context
 def check(context: click.Context, /, **given: Any) -> None:
     """Does the fused engine compute what the reference does?
 
     Runs copies of the model on DATA with both, and tells how far apart they come, beside what rounding alone does.
+    With --kill, runs of it are killed and resumed until they end, and must be the same to the last bit.
     DATA may also be a Python object, MODULE:TRAINER, with its data in SOURCE (or in the module's own `source`).
     """
     from millstream.cli import checking
