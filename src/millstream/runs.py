@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import json
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,7 +85,7 @@ class Run:
             self._lock.close()
             raise
         self.decisions = Decisions(self.folder, self.journal, self.journal.head.number)
-        self.after.append(self._forget)
+        self.after.append(functools.partial(_forget, self.journal, self.checkpoints))  # not self: see below
         # A run that is dropped gives its lock back, whether or not anybody closed it.
         self.close = weakref.finalize(self, _close, self._commits, [*self._lines.values(), self.journal], self._lock)
 
@@ -189,13 +190,6 @@ class Run:
             }
             self._lines["dead_letters"].write(json.dumps(line, ensure_ascii=False))
 
-    def _forget(self, _: State) -> None:
-        """Drops old segments of the journal that no checkpoint needs. The oldest that is kept must still be whole."""
-        if self.journal.num_segments < 2:
-            return
-        needed = _journaled(checkpoint.verify(checkpoint.kept(self.checkpoints)[0]))
-        self.journal.forget(self.journal.head.position if needed is None else needed)
-
     def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,6 +200,14 @@ class Run:
                 wanted="a run of one's own",
                 do="wait for it, close it (trainer.close()), or name another folder with --run",
             ) from error
+
+
+def _forget(journal: Journal, checkpoints: Path, _: State) -> None:
+    """Drops old segments of the journal that no checkpoint needs. The oldest that is kept must still be whole."""
+    if journal.num_segments < 2:
+        return
+    needed = _journaled(checkpoint.verify(checkpoint.kept(checkpoints)[0]))
+    journal.forget(journal.head.position if needed is None else needed)
 
 
 def _journaled(state: State) -> int | None:
