@@ -81,3 +81,5 @@ def mounted(folder: Path) -> Iterator[Disk]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stderr is not None:
+            process.stderr.close()

@@ -107,7 +107,7 @@ class Scenario:
         if not self.tally:
             return []
         state, _, _ = checkpoint.newest(folder / "checkpoints")
-        return tally.complaints(state, self.num_records, times=3 if self.kind == "fit" else 1)
+        return tally.complaints(state, self.num_records, times=3 if self.kind == "fit" else 1, late=self.delay)
 
     def trainer(self, **more: Any) -> millstream.Trainer:
         torch.manual_seed(0)

@@ -244,22 +244,22 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.slow
 def test_a_person_proves_it_on_his_own_model(module: str) -> None:
     done = run("check", f"{module}:trainer", "--kill", "8", "--update-size", "16", "--json")
-    found = json.loads(done.stdout)
-    assert (done.returncode, found["identical"], found["kills"]) == (0, True, 8)
+    found = json.loads(done.out)
+    assert (done.code, found["identical"], found["kills"]) == (0, True, 8)
     assert found["records"] == 3000 and found["verdict"].startswith("IDENTICAL")
 
 
 @pytest.mark.slow
 def test_a_model_with_state_that_no_checkpoint_holds_is_found_out(module: str) -> None:
     done = run("check", f"{module}:forgetful", "--kill", "60", "--update-size", "4", "--json", "--seconds", "60")
-    found = json.loads(done.stdout)
-    assert (done.returncode, found["identical"]) == (1, False)
+    found = json.loads(done.out)
+    assert (done.code, found["identical"]) == (1, False)
     assert "learner.model.inner.weight" in found["differences"]
 
 
 @pytest.mark.slow
 def test_a_trainer_with_a_run_of_its_own_is_refused(module: str) -> None:
-    assert "a run folder of its own" in refusal("check", f"{module}:with_a_run", "--kill", "3")
+    assert "a run folder of its own" in refusal(run("check", f"{module}:with_a_run", "--kill", "3"))
 
 
 def test_time_that_is_over_proves_nothing_more() -> None:
