@@ -205,20 +205,21 @@ def write_data(folder: Path) -> None:
 def _pipe_job(
     scenario: Scenario, data: Path, how: dict[str, Any], folder: Path, note: Note, draws: random.Random | None
 ) -> None:
-    """A pipe whose sender is told what was committed, and sends what comes after it."""
+    """A pipe whose sender is told what the journal has, and sends what comes after it."""
     position = 0
-    if checkpoint.exists(folder / "checkpoints"):
-        state, _, _ = checkpoint.newest(folder / "checkpoints")
-        position = 0 if state["phase"] is None else state["phase"]["position"] or 0
+    if (folder / "journal").is_dir():
+        with contextlib.suppress(StorageError):  # killed before it had one: nothing was taken
+            position = JournalReader(folder / "journal").head().position
     lines = (data / f"{scenario.size}.csv").read_bytes().splitlines(keepends=True)
-    if position >= len(lines) - 1:  # all was learned and committed before it was killed
+    if position >= len(lines) - 1:
+        facts = checkpoint.newest(folder / "checkpoints")[0]["phase"]["source"]
+        learning(lambda: (scenario.trainer(), sources.EndedSource(facts)), **how)(folder, note, draws)
         return
     reading, writing = os.pipe()
     sender = threading.Thread(target=_send, args=(writing, lines[:1] + lines[1 + position :]), daemon=True)
     sender.start()
     types = {"id": pa.string(), "a": pa.float64(), "b": pa.float64(), "c": pa.string(), "y": pa.string()}
     source = sources.StdinSource(reading, format="csv", schema=types, on_error="quarantine")
-    source.stands_at = position
     learning(lambda: (scenario.trainer(), source), **how)(folder, note, draws)
 
 

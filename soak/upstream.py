@@ -46,6 +46,10 @@ class Upstream:
         chunk.after = after
         return chunk
 
+    @property
+    def begin(self) -> Position:
+        return 0 if self.can_seek else None
+
     def acknowledge(self, after: Position) -> None:
         """What is before it is forgotten: an event that is asked for again later is an error of the one who asks."""
         self._stands = max(self._stands, after)

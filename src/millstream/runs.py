@@ -110,9 +110,10 @@ class Run:
         for name, lines in self._lines.items():
             if not lines.cut(state["run"]["bytes"][name], state["run"].get("sha256", {}).get(name)):
                 problems.append(f"{lines.path.name} is not as it was committed: damaged, or lines are missing")
-        head = Head.from_json(state["run"]["journal"])
-        self.journal.check(head)
-        self.decisions = Decisions(self.folder, self.journal, head.number)
+        if "journal" in state["run"]:  # not of a run that was begun before there were journals
+            head = Head.from_json(state["run"]["journal"])
+            self.journal.check(head)
+            self.decisions = Decisions(self.folder, self.journal, head.number)
         self.numerics_changes += state["run"].get("numerics_changes", 0)
         return state, problems
 

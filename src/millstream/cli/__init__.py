@@ -182,7 +182,9 @@ def export(run: str, file: str) -> None:
 @shared.output("--output", "-o", default="report.html", show_default=True, metavar="FILE", help="The page.")
 @shared.as_json
 def report(**given: Any) -> None:
-    """Show what a RUN has been through: a page with its curves, rates and alarms.
+    """Show what a RUN has been through, on a page.
+
+    Curves, rates, batch sizes and alarms over its records.
 
     The run may be at work meanwhile, or have been killed. With --json no page is written.
     """
