@@ -1,6 +1,7 @@
 """Rates that race: the standings, the engine, its state. Run: pytest tests/test_race.py"""
 
 import copy
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,111 @@ def test_a_race_resumes_while_a_copy_has_begun_anew() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(twin.rule.model.parameters(), whole.rule.model.parameters(), strict=True)
     )
+
+
+# ---------------------------------------------------------------- labels that come late, in any order, or never
+
+TURN = 6000
+
+
+def late_by(num: int, often: int, seldom: float, every: int = 40) -> np.ndarray:
+    """When labels are known: after ``often`` records, but one of ``every`` after ``seldom`` (NaN: never)."""
+    times = np.arange(num, dtype=np.float64)
+    return times + np.where(np.arange(num) % every == 0, seldom, often)
+
+
+def asked_and_learned(
+    engine: RaceEngine,
+    data: tuple[Tensor, Tensor],
+    known_at: np.ndarray,
+    *,
+    size: int,
+    labelled: bool = True,
+    to: int | None = None,
+    late: LabelDelay | None = None,
+    done: int = 0,
+) -> tuple[LabelDelay, list[Any], Tensor]:
+    """Questions and lessons in chunks of ``size``, from record ``done``; what was decided, and who was right."""
+    late = late or LabelDelay(Delay(), 1)
+    events, right = [], []
+    for first in range(done, to or len(data[0]), size):
+        last = min(first + size, to or len(data[0]))
+        x, y = data[0][first:last], data[1][first:last]
+        times = np.arange(first, last, dtype=np.float64)
+        chunk = Chunk(x, y, times=times, label_times=known_at[first:last], start=first)
+        arrivals = late.arrive(chunk)
+        questions = arrivals.questions
+        if not labelled:
+            asked = dataclasses.replace(questions.chunk, targets=torch.zeros_like(y))
+            questions = dataclasses.replace(questions, chunk=asked, labelled=False)
+        arrivals.lessons.start = first
+        outcome = engine.learn(arrivals.lessons, 1, questions)
+        events += [(event.what, event.detail) for event in outcome.events]
+        right.append(outcome.outputs.argmax(1) == y)
+    return late, events, torch.cat(right)
+
+
+def turning(num: int = 12_000) -> tuple[RaceEngine, tuple[Tensor, Tensor]]:
+    """A race that is slow to unlearn, and a world that turns."""
+    slow = [Candidate("sgd", rate, lambda p, rate=rate: torch.optim.SGD(p, lr=rate)) for rate in (0.02, 0.002)]
+    return race(slow), records(num, turn=TURN)
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["labelled", "unlabelled"])
+def test_an_answer_from_before_a_copy_began_anew_says_nothing_of_it(labelled: bool) -> None:
+    """Also where that copy leads by the time that the label comes: what is unknown never becomes a score."""
+    engine, data = turning()
+    known_at = late_by(len(data[0]), 5, 3000)
+    _, events, right = asked_and_learned(engine, data, known_at, size=500, labelled=labelled)
+    anew = [at for at, (what, _) in enumerate(events) if what == "begins anew"]
+    assert anew and any(what == "leads" for what, _ in events[anew[0] :])
+    state = engine.standings.state_dict()
+    assert np.isfinite(state["sums"]).all() and np.isfinite(state["products"]).all()
+    assert right[-1000:].double().mean() > 0.9
+
+
+def test_questions_that_nobody_answers_hide_no_change() -> None:
+    found = []
+    for seldom in (5.0, np.nan):
+        engine, data = turning()
+        known_at = late_by(len(data[0]), 5, seldom, every=4)
+        _, events, right = asked_and_learned(engine, data, known_at, size=500, labelled=False)
+        found.append(events)
+        assert right[-1000:].double().mean() > 0.9
+    for events in found:
+        assert ("all run again", "the score of the leader has risen") in events or (
+            "all run again",
+            "the score of the leader has doubled",
+        ) in events
+
+
+@pytest.mark.parametrize(("often", "is_late"), [(256, False), (257, True)])
+def test_labels_are_late_if_most_are(often: int, is_late: bool) -> None:
+    for size in (100, 512):
+        engine, (x, y) = race(), records(1500)
+        asked_and_learned(engine, (x, y), late_by(1500, often, 5), size=size, labelled=False, to=1400)
+        assert engine._scores.are_late is is_late
+
+
+@pytest.mark.parametrize("size", [37, 512])
+@pytest.mark.parametrize("stop", [TURN + 1100, TURN + 3600])
+def test_a_race_resumes_while_questions_wait_that_a_copy_answered_before_it_began_anew(size: int, stop: int) -> None:
+    engine, data = turning(11_000)
+    known_at = late_by(len(data[0]), 5, 3000)
+    stop -= stop % size
+    late, before, _ = asked_and_learned(engine, data, known_at, size=size, labelled=False, to=stop)
+    twin = turning()[0]
+    twin.load_state_dict(copy.deepcopy(engine.state_dict()))
+    later = LabelDelay(Delay(), 1)
+    later.load_state_dict(copy.deepcopy(late.state_dict()))
+    assert any(what == "begins anew" for what, _ in before)
+    found = [
+        asked_and_learned(one, data, known_at, size=size, labelled=False, late=delay, done=stop)
+        for one, delay in ((engine, late), (twin, later))
+    ]
+    assert found[0][1] == found[1][1] and torch.equal(found[0][2], found[1][2])
+    ours, its = ([*one.rule.model.parameters()] for one in (engine, twin))
+    assert all(torch.equal(a, b) for a, b in zip(ours, its, strict=True))
 
 
 # ---------------------------------------------------------------- models that race

@@ -19,8 +19,9 @@ from torch import Tensor
 from millstream.contracts import Chunk, Engine, Event, Outcome, Questions, State
 from millstream.engines.detectors import Detector
 from millstream.engines.pieces import Pending, Piecewise, Unscored, find
-from millstream.engines.race import RaceEngine, wrong
+from millstream.engines.race import RaceEngine
 from millstream.engines.replay import ReplayEngine
+from millstream.engines.scores import wrong
 from millstream.errors import SettingError
 
 __all__ = ["ACTIONS", "Drift", "DriftEngine", "parse_drift"]

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from millstream.contracts import Chunk, Inputs, Outcome, Questions, map_tensors
+from millstream.engines import compiling, graph, optimizers, tracing
 from millstream.engines import criterion as criteria
-from millstream.engines import graph, optimizers, tracing
 from millstream.engines.blocks import Blocks, Call
 from millstream.engines.criterion import Criterion
-from millstream.engines.kernels import compiled, learning, tables
+from millstream.engines.kernels import compiled, tables
 from millstream.engines.optimizers import Schedule
 from millstream.engines.program import Program
 from millstream.engines.randomness import keys
@@ -298,9 +298,16 @@ class _Machine:
 
 @functools.cache
 def make_ready(dtype: torch.dtype) -> None:
-    """Loads the compiled loops for this type of number, or compiles them, before anybody takes the time."""
-    if not learning.is_kept():
+    """Loads the compiled loops for this type of number, or has them compiled, before anybody takes the time."""
+    use = functools.partial(use_once, dtype)
+    if not compiling.load(use):
         _log.warning("compiling the loops of the fused engine; this takes half a minute, once")
+        compiling.compile_apart(__name__, f"use_once({dtype})")
+        use()
+
+
+def use_once(dtype: torch.dtype) -> None:
+    """Answers and learns one record, so that all loops are there: always in this order."""
     model = nn.Linear(1, 1, dtype=dtype)
     rule = UpdateRule(model, NamedLoss("mse"), torch.optim.SGD(model.parameters(), lr=0.0))
     inputs = torch.zeros(1, 1, dtype=dtype)

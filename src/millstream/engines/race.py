@@ -24,22 +24,17 @@ from millstream.contracts import Chunk, Event, GradientNorms, Inputs, Outcome, Q
 from millstream.engines.candidates import Racing, entrants_of
 from millstream.engines.copies import Copy, copied, tensors_of
 from millstream.engines.heats import Heats
-from millstream.engines.pieces import Pending, Unscored, part_of, pieces, raise_so_far
+from millstream.engines.pieces import part_of, pieces, raise_so_far
 from millstream.engines.reference import ReferenceEngine
 from millstream.engines.rule import UpdateRule
+from millstream.engines.scores import Scores
 from millstream.engines.several import Several, options_of
 from millstream.engines.standings import Board, Standings
 from millstream.errors import CheckpointError, MillstreamError, SettingError
 
-__all__ = ["RaceEngine", "wrong"]
+__all__ = ["RaceEngine"]
 
 SEGMENT = 512  # records between two looks at who may be stopped
-_SHARE_OF_LOSS = 0.1  # of the score of a class; the rest is whether it was right
-_MOST_LOSS, _MOST_MEANS = 5.0, 20.0  # more than these counts no more: nats of a class, times the mean of a number
-_MOST_LATE = (
-    256  # records that labels are late by, for a rise to count: else copies run for long before they are judged
-)
-_MOST_AT_FIRST = 1e12  # before that mean is known
 _MOST_BYTES = 1 << 30  # of the weights of all copies
 
 
@@ -76,8 +71,7 @@ class RaceEngine:
         self._began = [each.name for each in self._copies]
         self.standings: Board = Heats(num) if kind == "fit" else Standings(len(self._copies), self._num_spare)
         self._in_segment = 0  # records of the segment so far
-        self._pending, self._unscored = Pending(len(self._copies)), Unscored()
-        self._scale = 0.0  # of losses that are not of classes: the leader's mean
+        self._scores = Scores(len(self._copies), self.rule.loss)
         self._shown = -1
         self._told = 0  # the leader that was told of last
         self._show()
@@ -184,9 +178,7 @@ class RaceEngine:
             "first": {name: dict(model.state_dict()) for name, model in self._first.items()},
             "standings": self.standings.state_dict(),
             "in_segment": self._in_segment,
-            "pending": self._pending.state_dict(),
-            "unscored": self._unscored.state_dict(),
-            "scale": self._scale,
+            **self._scores.state_dict(),
             "told": self._told,
             "events": [dataclasses.asdict(event) for event in self._events],
         }
@@ -207,9 +199,8 @@ class RaceEngine:
         for name, model in self._first.items():
             model.load_state_dict(state["first"][name])
         self.standings.load_state_dict(state["standings"])
-        self._in_segment, self._scale, self._told = state["in_segment"], state["scale"], state["told"]
-        self._pending.load_state_dict(state["pending"])
-        self._unscored.load_state_dict(state.get("unscored", {}))
+        self._in_segment, self._told = state["in_segment"], state["told"]
+        self._scores.load_state_dict(state)
         self._events = [Event(**event) for event in state["events"]]
         self._show()
 
@@ -228,7 +219,7 @@ class RaceEngine:
         outcomes = {number: self._copies[number].engine.learn(piece, update_size) for number in self._running()}
         assert piece.targets is not None
         is_new, before = _new(piece)
-        scores = self._scores(outcomes, piece.targets)
+        scores = self._scores.of(outcomes, piece.targets)
         leaders = self.standings.see(scores if is_new.all() else scores[:, is_new])
         if update_size == 1:
             answering = leaders[before[:-1]]
@@ -244,10 +235,13 @@ class RaceEngine:
         assert piece.numbers is not None
         asked = questions if len(questions.chunk) else None
         outcomes = {n: self._copies[n].engine.learn(piece, update_size, asked) for n in self._running()}
+        self._scores.count(piece, asked)
         if asked is not None:
-            self._keep(asked, outcomes)
+            self._scores.keep(asked, outcomes)
         is_new, before = _new(piece)
-        leaders = self.standings.see(self._known(piece if is_new.all() else piece.select(np.flatnonzero(is_new))))
+        lessons = piece if is_new.all() else piece.select(np.flatnonzero(is_new))
+        usual = self.standings.mean_of_leader()
+        leaders = self.standings.see(self._scores.known(lessons, self.standings.leader, usual))
         if asked is not None:
             answers.append(_picked(outcomes, leaders[before[asked.learned_before]]))
         return outcomes.get(self.standings.leader) or next(iter(outcomes.values()))
@@ -262,47 +256,9 @@ class RaceEngine:
                 each = self._copies[number]
                 outputs = each.engine.predict(rest.inputs)
                 outcomes[number] = Outcome(outputs, self.rule.loss(outputs, rest.targets))
-            self._keep(part, outcomes)
+            self._scores.keep(part, outcomes)
             answers.append(_picked(outcomes, np.full(last - first, self.standings.leader)))
         return last
-
-    def _keep(self, asked: Questions, outcomes: dict[int, Outcome]) -> None:
-        """The scores of questions, until their lessons come; the outputs of those whose labels nobody knows yet."""
-        chunk = asked.chunk
-        assert chunk.numbers is not None and chunk.targets is not None
-        scores = self._scores(outcomes, chunk.targets)
-        if not asked.labelled:
-            scores = self._unscored.kept(outcomes, np.isnan(scores))
-        self._pending.drop_before(asked.oldest)
-        self._pending.keep(chunk.numbers, scores)
-
-    def _known(self, lessons: Chunk) -> npt.NDArray[np.float64]:
-        """(K, N) how bad was what these lessons were answered with when they were asked."""
-        assert lessons.numbers is not None and lessons.targets is not None
-        found = self._pending.take(lessons.numbers)
-        if len(found) > len(self._copies):
-            targets = lessons.targets if lessons.judged is None else lessons.judged
-            outputs = self._unscored.outputs(found, len(self._copies), targets.device)
-            outcomes = {n: Outcome(each, self.rule.loss(each, targets)) for n, each in enumerate(outputs)}
-            found = np.where(np.isnan(found[: len(self._copies)]), np.nan, self._scores(outcomes, targets))
-        # A copy that did not run then counts as the leader does, which it went on from.
-        return np.where(np.isnan(found), found[self.standings.leader], found)
-
-    def _scores(self, outcomes: dict[int, Outcome], targets: Tensor) -> npt.NDArray[np.float64]:
-        """(K, N) how bad each answer was; NaN for copies that do not run."""
-        scores = np.full((len(self._copies), len(targets)), np.nan)
-        losses = {n: outcome.losses.double().cpu().numpy() for n, outcome in outcomes.items()}
-        task = self.rule.loss.task
-        if task not in ("classes", "binary"):
-            most = _MOST_MEANS * self._scale if self._scale else _MOST_AT_FIRST
-            for number, value in losses.items():
-                scores[number] = np.minimum(np.nan_to_num(value, nan=most, posinf=most), most)
-            return scores
-        for number, value in losses.items():
-            is_wrong = wrong(outcomes[number].outputs, targets, task)
-            capped = np.minimum(np.nan_to_num(value, nan=_MOST_LOSS, posinf=_MOST_LOSS), _MOST_LOSS)
-            scores[number] = is_wrong + _SHARE_OF_LOSS * capped
-        return scores
 
     # ---------------------------------------------------------------- between two segments
 
@@ -310,10 +266,11 @@ class RaceEngine:
         self._in_segment = 0
         is_lost = self.standings.is_lost()
         self._stop(position, self.standings.close())
-        self._scale = self.standings.mean_of_leader() or self._scale
+        are_late = self._scores.are_late
+        self._scores.close(self.standings.mean_of_leader())
         if is_lost:
             self._reopen(position, "the score of the leader has doubled", changed=True)
-        elif self.standings.has_changed() and len(self._pending) <= _MOST_LATE:
+        elif self.standings.has_changed() and not are_late:  # else copies run for long before they are judged
             self._reopen(position, "the score of the leader has risen", changed=True)
         elif self.standings.is_time_to_reopen():
             self._reopen(position, "it was time", changed=False)
@@ -348,7 +305,7 @@ class RaceEngine:
             if self._copies[number].model != leading.model:
                 continue
             self._copies[number].begin_anew(self._first[leading.model], self._copies[num + place].rate)
-            self._pending.forget(number)
+            self._scores.forget(number)
             self.standings.restart(number)
             self._tell(position, "begins anew", self._copies[number].name)
 
@@ -398,15 +355,3 @@ def _picked(outcomes: dict[int, Outcome], leaders: npt.NDArray[np.intp]) -> tupl
         mask = torch.from_numpy(leaders == number).to(outputs.device)
         outputs[mask], losses[mask] = outcomes[number].outputs[mask], outcomes[number].losses[mask]
     return outputs, losses
-
-
-def wrong(outputs: Tensor, targets: Tensor, task: str) -> npt.NDArray[np.float64]:
-    """(N,) 1 where the class that was answered is not that of the label, else 0."""
-    if task == "binary":
-        right = (outputs.reshape(len(targets)) > 0) == (targets.reshape(len(targets)) > 0.5)
-    else:
-        wanted = targets if not targets.is_floating_point() else targets.argmax(-1)
-        right = outputs.argmax(1) == wanted
-        right = right.flatten(1).all(1) if right.ndim > 1 else right
-    found: npt.NDArray[np.float64] = (~right).double().cpu().numpy()
-    return found
