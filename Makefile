@@ -5,7 +5,7 @@ READY := .venv/.ready
 PEERS := .venv/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint bench bench-streams clean
+.PHONY: help demo test test-all check lint bench bench-streams soak clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -37,6 +37,10 @@ bench: $(PEERS)  ## the measurements that the README quotes, other libraries' be
 
 bench-streams: $(PEERS) ## accuracy with no rate given, beside fixed rates and other libraries; three hours, resumes
 	$(BIN)/python benchmarks/streams.py --document docs/learning-rates.md
+
+soak: $(READY)   ## ten thousand kills, a thousand power cuts, damaged files, planted bugs; some hours
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check mfusepy
+	$(BIN)/python -m soak --log soak.jsonl
 
 check: lint      ## exactly what CI runs
 	$(MAKE) test-all

@@ -98,6 +98,7 @@ def test_lines_are_cut_back_to_the_commit_and_written_before_it(
     monkeypatch.setattr(commits, "sync", lambda path: (order.append(path.name), synced(path))[1])
     monkeypatch.setattr(Path, "rename", lambda self, to: (order.append("rename"), renamed(self, to))[1])
     run = Run(tmp_path)
+    order.clear()  # of the journal that was made
     run.report({"a": 1})
     run.note([Event(3, "drift", "", 0.1)])
     run.reject([Rejection(2, "bad", "f:3", "half \udc80 of one")], 5)
@@ -401,7 +402,7 @@ def test_a_run_that_is_killed_while_it_commits_ends_bit_identical(
     found = checkpoint.newest(folder / "checkpoints")[0]
     for name in ("model", "optimizer"):
         assert flat(found["learner"][name]) == flat(WHOLE["learner"][name])
-    assert flat(found["metrics"]) == flat(WHOLE["metrics"]) and found["position"] == NUM
+    assert flat(found["books"]) == flat(WHOLE["books"]) and found["position"] == NUM
     assert (folder / "metrics.jsonl").read_bytes() == WHOLE["lines"]
 
 

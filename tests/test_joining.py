@@ -278,7 +278,7 @@ def same(one: Any, other: Any) -> bool:
 def learned_state(trainer: Trainer) -> Any:
     state = trainer.state_dict()
     state["phase"].pop("seconds")
-    return {name: state[name] for name in ("phase", "delay", "metrics", "learner", "position", "guard")}
+    return {name: state[name] for name in ("phase", "delay", "books", "learner", "position")}
 
 
 FEW = [Candidate("sgd", rate, lambda p, rate=rate: torch.optim.SGD(p, lr=rate)) for rate in (0.05, 0.001, 1.0)]

@@ -30,7 +30,7 @@ from millstream.contracts import State
 from millstream.errors import CheckpointError
 from millstream.packing import Array, Block, pack, write_pieces
 from millstream.rows import csr
-from millstream.storage import storage_errors, sync
+from millstream.storage import make_folder, storage_errors, sync
 
 __all__ = [
     "GO_ON",
@@ -85,8 +85,9 @@ def store(
 ) -> Path:
     """``write`` of a snapshot; ``sync`` makes a file or the names in a folder durable, or raises an ``OSError``."""
     with storage_errors(folder, do=GO_ON):
-        folder.mkdir(parents=True, exist_ok=True)
         before = kept(folder)
+        if not before:
+            make_folder(folder)
         name = name or f"{int(before[-1].name) + 1 if before else 0:08d}"
         temporary, final = folder / f".new-{name}", folder / name
         for left_over in folder.glob(".new-*"):  # of a process that was killed while it wrote
@@ -119,7 +120,11 @@ def read(path: Path) -> State:
         raise CheckpointError(
             got=f"a checkpoint that went away: {path}", wanted="one that stays", do="read the newest one again"
         ) from error
-    except (*_MALFORMED, RuntimeError) as error:  # it fits its manifest, which somebody else has written
+    except (
+        *_MALFORMED,
+        RuntimeError,
+        RecursionError,
+    ) as error:  # it fits its manifest, which somebody else has written
         raise _damaged(path) from error
     return state
 

@@ -107,9 +107,10 @@ class Commits:
         self._began_at, started = time.monotonic(), time.perf_counter()
         for lines in self._lines.values():
             lines.flush()
-        lengths = {name: lines.length for name, lines in self._lines.items()}
+        facts = {name: (lines.length, lines.digest()) for name, lines in self._lines.items()}
         now = state()
-        run = {**now.get("run", {}), "bytes": lengths}
+        run = {**now.get("run", {}), "bytes": {name: length for name, (length, _) in facts.items()}}
+        run["sha256"] = {name: digest for name, (_, digest) in facts.items()}
         snapshot = checkpoint.take({**now, "run": run}, self._block)
         self.pause = time.perf_counter() - started
         self._thread = threading.Thread(target=self._write, args=(snapshot, started), name="millstream-commit")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import json
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from millstream.journal import Draft, Head, Journal
 from millstream.lines import Lines
 from millstream.numerics import numerics
 from millstream.sources import JournaledSource
-from millstream.storage import storage_errors
+from millstream.storage import make_folder, storage_errors, sync
 
 __all__ = ["Run"]
 
@@ -62,7 +63,7 @@ class Run:
                 do="name it, or leave out --resume",
             )
         with storage_errors(self.folder, do="make room, allow writing, or name another folder with --run"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._lock = (self.folder / "lock").open("a")
         self._take_lock()
         if not resume and checkpoint.exists(self.checkpoints):
@@ -75,6 +76,7 @@ class Run:
         with storage_errors(self.folder, do=checkpoint.GO_ON):
             names = ("metrics", "dead_letters", "events")
             self._lines = {name: Lines(self.folder / f"{name}.jsonl", keep=resume) for name in names}
+            sync(self.folder)  # the names of these files: a synced file without a name is lost with the power
         self._commits = Commits(self.checkpoints, self._lines, keep=keep, seconds=seconds)
         self.after = self._commits.after
         try:
@@ -83,7 +85,7 @@ class Run:
             self._lock.close()
             raise
         self.decisions = Decisions(self.folder, self.journal, self.journal.head.number)
-        self.after.append(self._forget)
+        self.after.append(functools.partial(_forget, self.journal, self.checkpoints))  # not self: see below
         # A run that is dropped gives its lock back, whether or not anybody closed it.
         self.close = weakref.finalize(self, _close, self._commits, [*self._lines.values(), self.journal], self._lock)
 
@@ -98,12 +100,20 @@ class Run:
     def restore(self) -> tuple[State, list[str]]:
         """The newest whole state, the lines cut back to it, and warnings: damaged checkpoints, other numerics."""
         state, _, problems = checkpoint.newest(self.checkpoints)
+        if not isinstance(state.get("run"), dict) or not isinstance(state.get("numerics"), dict):
+            raise CheckpointError(
+                got=f"state that is not of a run in {self.checkpoints}",
+                wanted="what a trainer has committed",
+                do="name the folder that was given with --run",
+            )
         problems += self._other_numerics(state["numerics"])
         for name, lines in self._lines.items():
-            lines.cut(state["run"]["bytes"][name])
-        head = Head.from_json(state["run"]["journal"])
-        self.journal.check(head)
-        self.decisions = Decisions(self.folder, self.journal, head.number)
+            if not lines.cut(state["run"]["bytes"][name], state["run"].get("sha256", {}).get(name)):
+                problems.append(f"{lines.path.name} is not as it was committed: damaged, or lines are missing")
+        if "journal" in state["run"]:  # not of a run that was begun before there were journals
+            head = Head.from_json(state["run"]["journal"])
+            self.journal.check(head)
+            self.decisions = Decisions(self.folder, self.journal, head.number)
         self.numerics_changes += state["run"].get("numerics_changes", 0)
         return state, problems
 
@@ -181,13 +191,6 @@ class Run:
             }
             self._lines["dead_letters"].write(json.dumps(line, ensure_ascii=False))
 
-    def _forget(self, _: State) -> None:
-        """Drops old segments of the journal that no checkpoint needs. The oldest that is kept must still be whole."""
-        if self.journal.num_segments < 2:
-            return
-        needed = _journaled(checkpoint.verify(checkpoint.kept(self.checkpoints)[0]))
-        self.journal.forget(self.journal.head.position if needed is None else needed)
-
     def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,6 +201,14 @@ class Run:
                 wanted="a run of one's own",
                 do="wait for it, close it (trainer.close()), or name another folder with --run",
             ) from error
+
+
+def _forget(journal: Journal, checkpoints: Path, _: State) -> None:
+    """Drops old segments of the journal that no checkpoint needs. The oldest that is kept must still be whole."""
+    if journal.num_segments < 2:
+        return
+    needed = _journaled(checkpoint.verify(checkpoint.kept(checkpoints)[0]))
+    journal.forget(journal.head.position if needed is None else needed)
 
 
 def _journaled(state: State) -> int | None:

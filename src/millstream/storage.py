@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from millstream.errors import StorageError
 
-__all__ = ["cache_folder", "is_full", "replace", "storage_errors", "sync"]
+__all__ = ["cache_folder", "is_full", "make_folder", "replace", "storage_errors", "sync"]
 
 _SYSTEM_REASON = re.compile(r".*(?:\[errno \d+\] |I/O error: )(.+?)(?: \(os error \d+\).*)?$")  # as libraries tell it
 
@@ -36,12 +36,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it that are missing; their names are on the disk when it returns."""
+    missing = [one for one in path.parents if not one.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in [*reversed(missing), path]:  # its own even if it was there: who made it may have been killed before this
+        sync(one.parent)
+
+
 def replace(path: Path, content: str | bytes) -> None:
     """Puts ``content`` at ``path`` whole: a temporary name, fsync, rename, fsync of the folder.
 
     The folder is made if it is missing. Raises the operating system's errors: see ``storage_errors``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     data = content.encode() if isinstance(content, str) else content
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:

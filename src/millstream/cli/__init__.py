@@ -182,7 +182,9 @@ def export(run: str, file: str) -> None:
 @shared.output("--output", "-o", default="report.html", show_default=True, metavar="FILE", help="The page.")
 @shared.as_json
 def report(**given: Any) -> None:
-    """Show what a RUN has been through: a page with its curves, rates and alarms.
+    """Show what a RUN has been through, on a page.
+
+    Curves, rates, batch sizes and alarms over its records.
 
     The run may be at work meanwhile, or have been killed. With --json no page is written.
     """
@@ -302,12 +304,20 @@ def compare(context: click.Context, /, **given: Any) -> None:
     metavar="SECONDS",
     help="Budget: fewer updates are compared to fit.",
 )
+@shared.study(
+    "--kill",
+    "num_kills",
+    callback=whole(),
+    metavar="N",
+    help="Kill runs N times at random instants instead, and compare them with one left alone.",
+)
 @shared.as_json
 @click.pass_context
 def check(context: click.Context, /, **given: Any) -> None:
     """Does the fused engine compute what the reference does?
 
     Runs copies of the model on DATA with both, and tells how far apart they come, beside what rounding alone does.
+    With --kill, runs of it are killed and resumed until they end, and must be the same to the last bit.
     DATA may also be a Python object, MODULE:TRAINER, with its data in SOURCE (or in the module's own `source`).
     """
     from millstream.cli import checking

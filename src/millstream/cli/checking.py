@@ -10,13 +10,17 @@ from typing import Any
 import click
 import torch
 
-from millstream import assembly
+from millstream import assembly, models
 from millstream.assembly import Data, Recipe
 from millstream.cli import training
 from millstream.cli.output import print_json
-from millstream.cli.progress import err
+from millstream.cli.progress import counted, err
+from millstream.engines import fused
 from millstream.errors import SettingError
 from millstream.studies import check as study
+from millstream.studies.findings import Findings
+from millstream.studies.killing import check_kills
+from millstream.studies.survival import Survival
 from millstream.trainer import Trainer
 
 __all__ = ["run"]
@@ -35,6 +39,9 @@ def run(options: dict[str, Any], given: set[str]) -> None:
     is_object = _OBJECT.fullmatch(name) is not None and not assembly.is_known(name) and not Path(name).exists()
     # Records that cannot be used are no matter of this command: they are passed over.
     options = {**options, "on_error": "quarantine", "test": None}
+    if options["num_kills"]:
+        _show(_killed(options, given, is_object), options["as_json"])
+        return
     trainer, data = training.from_object(options, given) if is_object else _from_recipe(options)
     with err.status(f"checking {name}"):
         found = study.check(
@@ -45,12 +52,40 @@ def run(options: dict[str, Any], given: set[str]) -> None:
             seconds=options["seconds"],
             name=name,
         )
-    if options["as_json"]:
+    _show(found, options["as_json"])
+
+
+def _show(found: Findings | Survival, as_json: bool) -> None:
+    """Prints it. Ends with code 1 unless it is proved, where there was anything to prove."""
+    if as_json:
         print_json(found.to_json())
     else:
         print(found)
-    if found.is_equal is False:
+    if found.is_equal is False if isinstance(found, Findings) else not found.is_identical:
         raise click.exceptions.Exit(1)
+
+
+def _killed(options: dict[str, Any], given: set[str], is_object: bool) -> Survival:
+    """Every process makes its trainer anew, as a new command would; this one only has the modules in memory."""
+    if is_object:
+        models.load_object(options["data"])
+    fused.make_ready(torch.float32)
+
+    def make() -> tuple[Trainer, Any]:
+        trainer, data = training.from_object(options, given) if is_object else _from_recipe(options)
+        return trainer, data.train
+
+    with counted("check", quiet=options["as_json"]) as show:
+        return check_kills(
+            make,
+            num_kills=options["num_kills"],
+            seconds=options["seconds"],
+            seed=options["seed"],
+            num_records=options["num_records"],
+            name=options["data"],
+            progress=show,
+            update_size=options["update_size"],
+        )
 
 
 def _from_recipe(options: dict[str, Any]) -> tuple[Trainer, Data]:

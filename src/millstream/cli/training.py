@@ -23,7 +23,7 @@ from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import StepProgress, err
 from millstream.contracts import LiveSource
 from millstream.delay import Delay, parse_delay
-from millstream.errors import CheckpointError, SettingError
+from millstream.errors import CheckpointError, DataError, SettingError
 from millstream.joining import Joining
 from millstream.phase import Summary, parse_lateness
 from millstream.publishing import Gate, Publisher
@@ -124,13 +124,26 @@ def _from_recipe(kind: str, options: dict[str, Any], given: set[str], folder: Pa
         return assembly.build(recipe, run=folder, **_beside(options)), data, folder
     trainer = _descended(options, given) if options["origin"] else _resumed(folder, options, given)
     assert trainer.learner.features is not None
-    data = _opened(kind, options, trainer.learner.features.schema)
+    data = _opened_again(kind, options, trainer)
     if options["origin"]:
         trainer.open(folder)
     elif isinstance(data.train, LiveSource) and not data.train.can_seek:
         # A pipe that ended is one phase, this one is the next.
         options["resume"] = not trainer.state_dict()["phase"]["finished"]
     return trainer, data, folder
+
+
+def _opened_again(kind: str, options: dict[str, Any], trainer: Trainer) -> Data:
+    """The data, read as the run's schema says. A pipe may have ended meanwhile: the run learns what its journal has."""
+    assert trainer.learner.features is not None
+    schema = trainer.learner.features.schema
+    try:
+        return _opened(kind, options, schema)
+    except DataError as error:
+        if options["data"] != "-" or options["origin"] or not sources.has_no_records(error):
+            raise
+        phase = trainer.state_dict()["phase"]
+        return Data("-", sources.EndedSource(phase["source"]), None, schema, ordered=False)
 
 
 def _beside(options: dict[str, Any]) -> dict[str, Any]:

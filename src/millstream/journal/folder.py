@@ -15,7 +15,7 @@ from millstream.journal.groups import Head
 from millstream.journal.mark import write_mark
 from millstream.journal.reading import last_head
 from millstream.journal.segments import Place, Segment, damaged
-from millstream.storage import storage_errors
+from millstream.storage import make_folder, storage_errors
 
 __all__ = ["check_borders", "first_head", "new_mark", "take_lock"]
 
@@ -23,7 +23,7 @@ __all__ = ["check_borders", "first_head", "new_mark", "take_lock"]
 def take_lock(folder: Path) -> TextIO:
     """The lock of the one who writes: a file to be closed."""
     with storage_errors(folder, do="allow writing, or name another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = (folder / "lock").open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -123,11 +123,15 @@ def create_segment(folder: Path, before: Head, facts: Mapping[str, Any]) -> Plac
     for leftover in folder.glob(f"{draft.name}*"):
         leftover.unlink()
     connection = _connect(draft, writable=True, is_new=True)
-    with connection:
-        connection.execute(_TABLES)
-        for name, value in {**facts, "before": before.to_json()}.items():
-            _put_fact(connection, name, value)
-    connection.close()
+    try:
+        with connection:
+            connection.execute(_TABLES)
+            for name, value in {**facts, "before": before.to_json()}.items():
+                _put_fact(connection, name, value)
+        # Closing does this too, but says nothing where there is no room, and the tables would stay behind in the log.
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    finally:
+        connection.close()
     sync(draft)
     draft.rename(path)
     sync(folder)

@@ -13,6 +13,7 @@ It does not know features, models or training.
 
 from millstream.sources.cache import CachedSource, cached
 from millstream.sources.conversion import as_source
+from millstream.sources.ended import EndedSource
 from millstream.sources.files import FileSource
 from millstream.sources.followed import FollowedFile
 from millstream.sources.holdout import Filtered, hold_out
@@ -22,6 +23,7 @@ from millstream.sources.journaled import JournaledSource
 from millstream.sources.memory import TableSource, TensorSource
 from millstream.sources.order import Mixed, Repeated, Shuffled, Subset
 from millstream.sources.stdin import StdinSource
+from millstream.sources.textfiles import has_no_records
 from millstream.sources.training import check_goes_on, imported, training_sources
 from millstream.sources.upstream import UpstreamSource
 from millstream.sources.urls import is_live_url, live_source
@@ -31,6 +33,7 @@ __all__ = [
     "BatchesSource",
     "CachedSource",
     "DatasetSource",
+    "EndedSource",
     "FileSource",
     "Filtered",
     "FollowedFile",
@@ -48,6 +51,7 @@ __all__ = [
     "as_source",
     "cached",
     "check_goes_on",
+    "has_no_records",
     "hold_out",
     "imported",
     "is_live_url",

@@ -22,7 +22,9 @@ from millstream.sources.jsonlines import JsonLinesFormat
 from millstream.sources.rechunk import Piece
 from millstream.sources.text import Block, OnError, Parser, TextFormat, blocks
 
-__all__ = ["ByteStream", "TextFiles", "open_text"]
+__all__ = ["ByteStream", "TextFiles", "has_no_records", "open_text"]
+
+_WITHOUT = " without records"
 
 SAMPLE_BYTES = 1 << 22  # column types are inferred from so much text; a constant, so that they never depend on blocks
 _HEAD_BYTES = 1 << 16
@@ -228,8 +230,13 @@ def infer_schema(text_format: TextFormat, sample: bytes, is_whole: bool, declare
     return found
 
 
+def has_no_records(error: DataError) -> bool:
+    """Whether this is what was wrong."""
+    return error.got.endswith(_WITHOUT)
+
+
 def _no_records(where: str) -> DataError:
-    return DataError(got=f"{where} without records", wanted="at least one record", do="check how it was made")
+    return DataError(got=f"{where}{_WITHOUT}", wanted="at least one record", do="check how it was made")
 
 
 def _no_header(head: bytes) -> Header:

@@ -20,7 +20,7 @@ from torch import Tensor
 from millstream.assembly import Recipe, build
 from millstream.contracts import Chunk, Engine, Inputs, Outcome, Questions, Source
 from millstream.engines import UpdateRule
-from millstream.engines.race import wrong
+from millstream.engines.scores import wrong
 from millstream.errors import DivergenceError
 from millstream.phase import Step
 from millstream.trainer import Trainer
