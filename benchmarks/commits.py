@@ -158,10 +158,33 @@ def restart(megabytes: float, rounds: int, folder: Path) -> list[tuple[str, floa
     return [(name, statistics.median(each)) for name, each in found.items()]
 
 
-def table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    print(f"\n{title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
+def measure(sizes: list[float], seconds: float, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """The four tables, each with its title, header and rows."""
+    one = ["state", "wait least ms", "median", "most", "processor ms", "durable after ms", "interval s", "share"]
+    found = restart(min(10.0, sizes[-1]), min(3, rounds), folder)
+    rows = [
+        ("1. One commit", one, [cost(size, folder) for size in sizes]),
+        (
+            "2. Longest gap of a busy loop in ms: least / median",
+            ["state", "ours", "save_file", "nothing"],
+            [gaps(size, folder) for size in sizes],
+        ),
+        (
+            "3. Learning with commits against without",
+            ["state", "timed commits", "time a record", "spread"],
+            [learning(size, seconds, rounds, folder) for size in sizes],
+        ),
+        ("4. A restart", ["step", "seconds"], [[step, f"{took:.2f}"] for step, took in found]),
+    ]
+    return [{"title": title, "header": header, "rows": each} for title, header, each in rows]
+
+
+def show(tables: list[dict[str, Any]]) -> None:
+    for each in tables:
+        header = each["header"]
+        print(f"\n{each['title']}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+        for row in each["rows"]:
+            print(f"| {' | '.join(row)} |")
 
 
 def main() -> None:
@@ -177,16 +200,7 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     )
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        header = ["state", "wait least ms", "median", "most", "processor ms", "durable after ms", "interval s", "share"]
-        table("1. One commit", header, [cost(size, folder) for size in sizes])
-        header = ["state", "ours", "save_file", "nothing"]
-        table("2. Longest gap of a busy loop in ms: least / median", header, [gaps(size, folder) for size in sizes])
-        header = ["state", "timed commits", "time a record", "spread"]
-        rows = [learning(size, options.seconds, options.rounds, folder) for size in sizes]
-        table("3. Learning with commits against without", header, rows)
-        found = restart(min(10.0, sizes[-1]), min(3, options.rounds), folder)
-        table("4. A restart", ["step", "seconds"], [[step, f"{seconds:.2f}"] for step, seconds in found])
+        show(measure(sizes, options.seconds, options.rounds, Path(name)))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""What durability costs: appends to the journal against bare SQLite, and training from it against memory.
+"""What durability costs: appends to the journal, training from it, commits and their pauses, a restart.
 
-Run: python benchmarks/durability.py [--quick] [--json]
+Run: python benchmarks/durability.py [--quick] [--json] [--only PART] [--rounds N] [--folder FOLDER]
 
-Medians over rounds, the sides in turn:
+Medians over rounds, the sides in turn. A busy machine makes clocks noisy, so processor time (user and system, of all
+threads) stands beside them.
 
-1. appends of events of 512 bytes by one producer, 1, 100 and 1,000 in a commit, each on the disk when it returns;
-   beside it bare inserts of the same bytes through apsw, one row for each commit, with the same settings.
-2. training a 784-256-10 network record by record (fused engine) on records of 784 float32, from memory and from the
-   journal, and reading the journal alone.
+1. appends: events of 512 bytes by one producer, 1, 100 and 1,000 in a commit, each on the disk when it returns; beside
+   it bare inserts of the same bytes through apsw, one row for each commit, with the same settings.
+2. opening: a new journal, one that is there, and closing.
+3. training: a 784-256-10 network record by record (fused engine, named columns, one of them an array of 784 float32),
+   from the journal and from the same table in memory; and reading the journal alone.
+4. commits: what a commit of the state costs, the longest gap of a busy loop meanwhile, learning with commits against
+   without, and a restart. See commits.py, which prints these alone.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -32,12 +37,18 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from millstream import engines
+import commits
+from millstream.features import Features
 from millstream.journal import Draft, Journal
+from millstream.schema import Field, Schema, Target
+from millstream.sources import JournalSource
+from millstream.trainer import Trainer
 
 EVENT_BYTES = 512
 PRAGMAS = {"page_size": 16384, "journal_mode": "wal", "synchronous": "full", "wal_autocheckpoint": 2048}
 TARGETS = {1: 3_000, 100: 100_000, 1_000: 200_000}
+NUM_COMMITS = {1: 400, 100: 200, 1_000: 100}
+GROUP_RECORDS = 1024
 
 
 @contextmanager
@@ -49,103 +60,137 @@ def scratch(folder: str | None) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def bare_appends(size: int, commits: int, folder: str | None) -> float:
-    """Events a second of plain inserts."""
+class Side:
+    """One of the sides that are compared: for each round, items a second and processor microseconds an item."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.costs: list[float] = []
+
+    def time(self, num: int, work: Callable[[], Any]) -> None:
+        used, began = processor_seconds(), time.perf_counter()
+        work()
+        self.rates.append(num / (time.perf_counter() - began))
+        self.costs.append((processor_seconds() - used) / num * 1e6)
+
+    def figures(self, name: str) -> dict[str, float]:
+        return {name: statistics.median(self.rates), f"{name}_us": statistics.median(self.costs)}
+
+    def over(self, other: Side) -> float:
+        """How fast it is, the other being 1; round by round."""
+        return statistics.median(ours / theirs for ours, theirs in zip(self.rates, other.rates, strict=True))
+
+
+def processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def bare_appends(size: int, num: int, folder: str | None, side: Side) -> None:
+    """Plain inserts."""
     with scratch(folder) as path:
         connection = apsw.Connection(str(path / "bare.sqlite"))
         for name, value in PRAGMAS.items():
             connection.pragma(name, value)
         connection.execute("CREATE TABLE events (number INTEGER PRIMARY KEY, content BLOB)")
         content = os.urandom(EVENT_BYTES * size)
-        started = time.perf_counter()
-        for number in range(commits):
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("INSERT INTO events VALUES (?, ?)", (number, content))
-            connection.execute("COMMIT")
-        seconds = time.perf_counter() - started
+
+        def insert() -> None:
+            for number in range(num):
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("INSERT INTO events VALUES (?, ?)", (number, content))
+                connection.execute("COMMIT")
+
+        side.time(size * num, insert)
         connection.close()
-    return size * commits / seconds
 
 
-def journal_appends(size: int, commits: int, folder: str | None) -> float:
-    """Events a second of the journal: one column of bytes, a producer with sequences."""
-    with scratch(folder) as path:
+def journal_appends(size: int, num: int, folder: str | None, side: Side) -> None:
+    """The journal: one column of bytes, a producer with sequences."""
+    with scratch(folder) as path, Journal(path / "journal") as journal:
         batch = pa.record_batch({"event": [os.urandom(EVENT_BYTES) for _ in range(size)]})
-        journal = Journal(path / "journal")
-        started = time.perf_counter()
-        for number in range(commits):
-            journal.append(Draft(batch, producer="one", sequence=number * size))
-        seconds = time.perf_counter() - started
-        journal.close()
-    return size * commits / seconds
+
+        def append() -> None:
+            for number in range(num):
+                journal.append(Draft(batch, producer="one", sequence=number * size))
+
+        side.time(size * num, append)
 
 
 def measure_appends(rounds: int, share: float, folder: str | None) -> dict[str, Any]:
     found = {}
-    for size, commits in ((1, 400), (100, 200), (1_000, 100)):
-        bare, ours = [], []
+    for size, commits_a_round in NUM_COMMITS.items():
+        bare, ours, num = Side(), Side(), max(int(commits_a_round * share), 5)
         for _ in range(rounds):
-            bare.append(bare_appends(size, max(int(commits * share), 5), folder))
-            ours.append(journal_appends(size, max(int(commits * share), 5), folder))
-        ratio = statistics.median(b / a for a, b in zip(bare, ours, strict=True))
-        found[f"appends_{size}"] = {
-            "bare": statistics.median(bare),
-            "journal": statistics.median(ours),
-            "ratio": ratio,
-            "wanted": TARGETS[size],
-        }
+            bare_appends(size, num, folder, bare)
+            journal_appends(size, num, folder, ours)
+        figures = bare.figures("bare") | ours.figures("journal") | {"ratio": ours.over(bare), "wanted": TARGETS[size]}
+        found[f"appends_{size}"] = figures
     return found
 
 
-def learner() -> Callable[[torch.Tensor, torch.Tensor], None]:
+def measure_opening(rounds: int, share: float, folder: str | None) -> dict[str, Any]:
+    """Milliseconds."""
+    found: dict[str, list[float]] = {"new": [], "close_new": [], "again": [], "close_changed": []}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        made = work()
+        found[name].append((time.perf_counter() - began) * 1e3)
+        return made
+
+    for _ in range(rounds * 3):
+        with scratch(folder) as path:
+            timed("close_new", timed("new", lambda path=path: Journal(path / "journal")).close)
+            journal = timed("again", lambda path=path: Journal(path / "journal"))
+            journal.append(Draft(pa.record_batch({"x": [1.0]})))
+            timed("close_changed", journal.close)
+    return {"opening_ms": {name: statistics.median(each) for name, each in found.items()} | {"wanted": 10}}
+
+
+def trainer() -> Trainer:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
-    update = engines.compile(model, "cross_entropy", torch.optim.SGD(model.parameters(), lr=0.01))
-
-    def learn(x: torch.Tensor, y: torch.Tensor) -> None:
-        update.learn(x, y)
-
-    return learn
-
-
-def columns(batch: pa.RecordBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """A column of lists of one size as a matrix on the same memory, and the labels."""
-    x = np.frombuffer(batch.column("x").values.buffers()[1], np.float32, len(batch) * 784).reshape(-1, 784)
-    return torch.from_numpy(x.copy()), torch.from_numpy(batch.column("y").to_numpy().copy())
+    target = Target("y", "class", tuple("0123456789"))
+    features = Features(Schema((Field("x", "array", shape=(784,)),), target))
+    return Trainer(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01), features=features, engine="fused")
 
 
 def measure_training(rounds: int, share: float, folder: str | None) -> dict[str, Any]:
-    num, size = max(int(60 * share), 4), 1024
-    x = np.random.default_rng(0).random((size, 784), np.float32)
+    num = max(int(40 * share), 2)
+    total = num * GROUP_RECORDS
+    x = np.random.default_rng(0).random((GROUP_RECORDS, 784), np.float32)
     values = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 784)
-    batch = pa.record_batch({"x": values, "y": np.arange(size) % 10})
-    memory, journal, alone = [], [], []
-    with scratch(folder) as path, Journal(path / "journal") as book:
-        for _ in range(num):
-            book.append(Draft(batch))
-        learn = learner()
-        learn(*columns(batch))  # compiled by now
+    batch = pa.record_batch({"x": values, "y": [str(number % 10) for number in range(GROUP_RECORDS)]})
+    table = pa.Table.from_batches([batch] * num)
+    memory, journal, alone = Side(), Side(), Side()
+    with scratch(folder) as path:
+        with Journal(path / "journal") as book:
+            for _ in range(num):
+                book.append(Draft(batch))
+        trainers = {"memory": trainer(), "journal": trainer()}
+        for each in trainers.values():
+            each.learn(table.slice(0, GROUP_RECORDS))  # compiled by now
         for _ in range(rounds):
-            for rates, batches in (
-                (memory, lambda: (batch for _ in range(num))),
-                (journal, lambda: (group.records for group in book.read(0))),
-            ):
-                started = time.perf_counter()
-                for one in batches():
-                    learn(*columns(one))
-                rates.append(num * size / (time.perf_counter() - started))
-            started = time.perf_counter()
-            for group in book.read(0):
-                columns(group.records)
-            alone.append(num * size / (time.perf_counter() - started))
-    ratio = statistics.median(b / a for a, b in zip(memory, journal, strict=True))
-    rates = {"memory": memory, "journal": journal, "reading_alone": alone}
-    return {
-        "training": {name: statistics.median(each) for name, each in rates.items()} | {"ratio": ratio, "wanted": 0.9}
-    }
+            memory.time(total, lambda: trainers["memory"].learn(table))
+            journal.time(total, lambda: trainers["journal"].learn(JournalSource(path / "journal", follow=False)))
+            alone.time(total, lambda: sum(len(chunk) for chunk in JournalSource(path / "journal", follow=False).read()))
+    sides = memory.figures("memory") | journal.figures("journal") | alone.figures("reading_alone")
+    return {"training": sides | {"ratio": journal.over(memory), "wanted": 0.9}}
 
 
-MEASURES = {"appends": measure_appends, "training": measure_training}
+def measure_commits(rounds: int, share: float, folder: str | None) -> dict[str, Any]:
+    sizes, seconds = ([1.0], 0.5) if share < 1 else ([1.0, 30.0], 10)
+    with scratch(folder) as path:
+        return {"commits": commits.measure(sizes, seconds, rounds, path)}
+
+
+MEASURES = {
+    "appends": measure_appends,
+    "opening": measure_opening,
+    "training": measure_training,
+    "commits": measure_commits,
+}
 
 
 def machine() -> str:
@@ -157,7 +202,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test; its numbers mean nothing")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
@@ -174,8 +219,11 @@ def main() -> None:
         print(json.dumps(found))
         return
     print(found.pop("machine"))
+    tables = found.pop("commits", None)
     for name, figures in found.items():
         print(f"{name:14}", "  ".join(f"{key} {value:,.{2 if value < 10 else 0}f}" for key, value in figures.items()))
+    if tables:
+        commits.show(tables)
 
 
 if __name__ == "__main__":

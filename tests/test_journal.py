@@ -327,6 +327,37 @@ def test_an_id_is_known_after_its_segment_was_dropped_and_not_outside_the_window
             journal.read(0)
 
 
+def test_the_id_of_an_erased_record_is_kept_while_it_would_be_told_again(tmp_path: Path) -> None:
+    one = pa.record_batch({"x": [1]})
+
+    def ids(number: int) -> bytes:
+        return next(iter(journal._segment.rows(number, num_bytes=1))).ids
+
+    with Journal(tmp_path, window=4) as journal:
+        for k in range(6):
+            journal.append(Draft(one, ids=[f"id {k}"]))
+        assert journal.erase([0, 5]) == 2
+        assert ids(1) == bytes(16) and ids(6) != bytes(16) and ids(2) != bytes(16)
+        assert journal.verify().is_sound
+    with Journal(tmp_path, window=4) as journal:
+        assert journal.append(Draft(one, ids=["id 5"]))[0].positions.tolist() == [5]
+        assert journal.append(Draft(one, ids=["id 0"]))[0].positions.tolist() == [6]
+
+
+def test_ids_outlive_their_segment_over_several_new_ones(tmp_path: Path) -> None:
+    one = pa.record_batch({"x": [1]})
+    with Journal(tmp_path, segment_bytes=1, window=100) as journal:
+        for k in range(5):
+            journal.append(Draft(one, ids=[f"id {k}"]))
+        assert journal.forget(4) == 4
+        for k in range(5, 8):
+            journal.append(Draft(one, ids=[f"id {k}"]))
+    with Journal(tmp_path, segment_bytes=1, window=100) as journal:
+        assert [journal.append(Draft(one, ids=[f"id {k}"]))[0].positions.tolist() for k in range(8)] == [
+            [k] for k in range(8)
+        ]
+
+
 @given(st.lists(st.integers(0, 40_000), min_size=1, max_size=50))
 def test_the_window_of_ids_is_a_dict(wanted: list[int]) -> None:
     window = IdWindow(1 << 40)
@@ -365,6 +396,13 @@ def test_a_digest_is_of_the_record_and_not_of_how_it_is_stored(name: str) -> Non
     reordered = batch.take(pa.array([2, 0, 3, 1]))
     turned = b"".join(salts[16 * row : 16 * row + 16] for row in (2, 0, 3, 1))
     assert digest_rows(reordered, turned) == b"".join(whole[row] for row in (2, 0, 3, 1))
+
+
+def test_a_digest_does_not_depend_on_the_lengths_in_other_records() -> None:
+    columns = {"a": ["x", "long"], "b": ["yy", "zz"], "c": [b"", b"1"], "d": [[1], [2]], "e": [None, "w"]}
+    batch, salts = pa.record_batch(columns), bytes(range(32))
+    whole = digest_rows(batch, salts)
+    assert digest_rows(batch.slice(0, 1), salts[:16]) + digest_rows(batch.slice(1), salts[16:]) == whole
 
 
 def test_each_value_changes_the_digest() -> None:

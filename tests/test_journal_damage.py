@@ -3,15 +3,20 @@
 Run: pytest tests/test_journal_damage.py
 """
 
+import errno
 import json
 import os
 import random
 import shutil
 import signal
 import sqlite3
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import apsw
 import pyarrow as pa
@@ -19,7 +24,9 @@ import pytest
 
 from millstream.contracts import Rejection
 from millstream.errors import MillstreamError, StorageError
-from millstream.journal import Draft, Journal, JournalReader, accept_loss, verify
+from millstream.journal import Draft, Journal, JournalReader, accept_loss, is_full, verify
+from millstream.journal.mark import read_mark
+from millstream.journal.segments import Segment
 
 
 def filled(folder: Path, num: int = 12, *, is_closed: bool = True) -> Path:
@@ -207,6 +214,176 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path) -> None:
     assert journal.append(Draft(batch))[0].first == num
     assert journal.verify().is_sound
     journal.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("a file system can be mounted by root only")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(path: Path) -> None:
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_mark_for_which_there_is_no_room_is_written_later(small_disk: Path) -> None:
+    draft = Draft(pa.record_batch({"text": ["x" * 20_000]}))
+    with Journal(small_disk / "journal") as journal:
+        for _ in range(3):
+            journal.append(draft)
+        journal._segment.checkpoint()  # from here on the log is written over, which needs no room
+        time.sleep(0.7)
+        fill(small_disk / "ballast")
+        journal.append(draft)
+        time.sleep(0.7)
+        assert read_mark(small_disk / "journal") != (journal._journal, journal.head)
+        journal.append(draft)
+        (small_disk / "ballast").unlink()
+        time.sleep(1.2)
+        assert read_mark(small_disk / "journal") == (journal._journal, journal.head)
+        assert journal.append(draft)[0].first == 5
+
+
+def test_a_file_system_without_room_refuses_appends_until_there_is_some(small_disk: Path) -> None:
+    journal, ballast = Journal(small_disk / "journal", segment_bytes=100_000), small_disk / "ballast"
+    appended = 0
+
+    def append() -> None:
+        nonlocal appended
+        batch = pa.record_batch({"n": [appended], "text": ["x" * 20_000]})
+        assert journal.append(Draft(batch, producer="p", sequence=appended))[0].first == appended
+        appended += 1
+
+    for _ in range(4):
+        append()
+        fill(ballast)
+        for _ in range(3):
+            with pytest.raises(StorageError, match="a full disk") as caught:
+                for _ in range(200):  # the log has some room of its own
+                    append()
+            assert is_full(caught.value)
+            time.sleep(0.6)  # the mark is tried, too
+        ballast.unlink()
+        append()
+        head = journal.head
+        journal.check(head)
+        time.sleep(0.6)
+        marked = read_mark(small_disk / "journal")
+        assert marked is not None and marked[1] == head
+    fill(ballast)
+    journal.close()  # what there is no room for now is done when it is opened
+    ballast.unlink()
+    with Journal(small_disk / "journal") as journal:
+        assert journal.head == head and journal.num_segments > 1 and journal.verify().is_sound
+        numbers = [group.records["n"][0].as_py() for group in journal.read(0) if group.records is not None]
+        assert numbers == list(range(appended))
+        append()
+
+
+@pytest.mark.parametrize("what", ["begin a segment", "erase", "forget"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_failing_disk_ends_a_journal_wherever_it_fails_and_a_full_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, code: int
+) -> None:
+    journal = Journal(tmp_path, segment_bytes=1)
+    draft = Draft(pa.record_batch({"n": [1]}), ids=["a"])
+    journal.append(draft)
+    journal.append(Draft(pa.record_batch({"n": [2]}), ids=["b"]))
+
+    def fails(*_: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    new = Draft(pa.record_batch({"n": [3]}), ids=["c"])
+    with monkeypatch.context() as patch:
+        name = {"begin a segment": "create_segment", "erase": "erase", "forget": "carry_ids"}[what]
+        patch.setattr(f"millstream.journal.journal.{name}", fails)
+        if what == "erase":
+            patch.setattr(journal, "_roll", lambda: None)
+        with pytest.raises(StorageError):
+            {
+                "begin a segment": lambda: journal.append(new),
+                "erase": lambda: journal.erase([0]),
+                "forget": lambda: journal.forget(1),
+            }[what]()
+    if code == errno.EIO:
+        with pytest.raises(StorageError, match="a disk that takes what it is given"):
+            journal.append(new)
+    else:
+        assert journal.append(new)[0].first == 2
+    journal.close()
+    with Journal(tmp_path) as journal:
+        assert journal.verify().is_sound and journal.append(draft)[0].positions.tolist() == [0]
+        assert (next(journal.read(0)).offsets is not None) == (what == "erase")
+
+
+def test_an_erasure_that_was_noted_is_finished_after_a_kill(tmp_path: Path) -> None:
+    secret = "the-name-of-a-person" * 100
+    with Journal(tmp_path, segment_bytes=1) as journal:
+        for _ in range(3):
+            journal.append(Draft(pa.record_batch({"who": [secret, "other"]})))
+    child = os.fork()
+    if child == 0:
+        journal = Journal(tmp_path, segment_bytes=1)
+        with mock.patch("millstream.journal.erasing.without", lambda *_: os._exit(7)):
+            journal.erase([0, 4])
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert [g.facts["positions"] for g in JournalReader(tmp_path).read() if g.facts] == [[0, 4]]
+    with Journal(tmp_path, segment_bytes=1) as journal:
+        held = [g.records["who"].to_pylist() for g in journal.read() if g.records is not None]
+        assert held == [["other"], [secret, "other"], ["other"]]
+        assert journal.erase([0, 4]) == 0 and journal.erase([2]) == 1
+        assert journal.verify().is_sound
+    assert not any(secret.encode() in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_who_sent_what_is_known_after_a_loss_was_accepted(tmp_path: Path) -> None:
+    def one(sequence: int, producer: str = "p") -> Draft:
+        return Draft(pa.record_batch({"n": [sequence]}), producer=producer, sequence=sequence)
+
+    with Journal(tmp_path, segment_bytes=1, window=1) as journal:
+        journal.append(one(0, "early"))
+        for k in range(3):
+            journal.append(one(k))
+    with Journal(tmp_path, window=1) as journal:
+        for k in range(3, 8):
+            journal.append(one(k))
+    database = sqlite3.connect(sorted(tmp_path.glob("*.segment"))[-1])
+    database.execute("UPDATE groups SET digests = zeroblob(length(digests)) WHERE number = 7")
+    database.commit()
+    database.close()
+    facts = accept_loss(tmp_path)
+    assert (facts["first"], facts["end"]) == (6, 9)
+    with Journal(tmp_path, window=1) as journal:
+        assert journal.append(one(0, "early"))[0].positions.tolist() == [0]
+        assert [journal.append(one(k))[0].positions.tolist() for k in range(7)] == [[1], [2], [3], [4], [5], [-1], [-1]]
+        assert journal.append(one(8))[0].first == 9
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied"), apsw.BusyError("held")])
+def test_what_cannot_be_looked_at_is_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    folder = filled(tmp_path)
+    before = [path.read_bytes() for path in sorted(folder.glob("*.segment"))]
+
+    def held(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "rows", held)
+        with pytest.raises(StorageError):
+            accept_loss(folder)
+    assert [path.read_bytes() for path in sorted(folder.glob("*.segment"))] == before
+    assert accept_loss(folder) == {}
 
 
 def _append_until_killed(folder: Path, pipe: int, begin: int) -> None:

@@ -5,6 +5,7 @@ from millstream.journal.journal import Journal
 from millstream.journal.loss import accept_loss
 from millstream.journal.mark import identity
 from millstream.journal.reading import JournalReader
+from millstream.journal.segments import is_full
 from millstream.journal.verifying import Verified, verify
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "Verified",
     "accept_loss",
     "identity",
+    "is_full",
     "verify",
 ]

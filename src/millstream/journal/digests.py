@@ -12,6 +12,8 @@ Shapes: N records, W bytes of the fixed part, L values of all lists together.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import struct
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +26,10 @@ from millstream.errors import DataError
 __all__ = ["DIGEST_BYTES", "SALT_BYTES", "digest_rows", "digest_texts"]
 
 SALT_BYTES = DIGEST_BYTES = 16
+_BLOCK_BYTES = 1 << 17  # of rows that are put together at a time: what stays in a near cache
+_WIDE = {pa.large_string().id, pa.large_binary().id}
+_TEXTS = {pa.string().id, pa.binary().id, *_WIDE}
+_LISTS = {pa.list_(pa.null()).id, pa.large_list(pa.null()).id, pa.list_(pa.null(), 1).id}
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Stream: TypeAlias = tuple[Bytes, npt.NDArray[np.int64]]  # bytes, and the (N + 1,) places at which each row's begin
@@ -38,30 +44,42 @@ def digest_rows(batch: pa.RecordBatch, salts: bytes) -> bytes:
     True
     """
     num = len(batch)
+    if not num:
+        return b""
     fixed: list[Bytes] = [np.frombuffer(salts, np.uint8).reshape(num, SALT_BYTES)]
     streams: list[Stream] = []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         more, moving = _parts(column, name)
         fixed += more
         streams += moving
-    even = [one for one in streams if _is_even(one)]
-    matrix = np.concatenate([*fixed, *(data.reshape(num, -1) for data, _ in even)], axis=1) if num else fixed[0]
-    rows = memoryview(matrix.tobytes())
-    width = matrix.shape[1]
-    sha256 = hashlib.sha256
-    uneven = [
-        (memoryview(data.tobytes()), places.tolist())
-        for data, places in streams
-        if len(data) and not _is_even((data, places))
-    ]
-    if not uneven:
-        return b"".join([sha256(rows[i : i + width]).digest()[:DIGEST_BYTES] for i in range(0, num * width, width)])
-    digests = []
-    for row in range(num):
-        parts = [rows[row * width : (row + 1) * width]]
-        parts += [data[places[row] : places[row + 1]] for data, places in uneven]
-        digests.append(sha256(b"".join(parts)).digest()[:DIGEST_BYTES])
-    return b"".join(digests)
+    while streams and _is_even(streams[0][1]):  # all rows have as many bytes: these lie as the rows of a matrix
+        data, _ = streams.pop(0)
+        fixed.append(data.reshape(num, -1))
+    pieces = []
+    for data, places in streams:
+        view, ends = np.ascontiguousarray(data).data, places.tolist()
+        pieces.append([view[begin:end] for begin, end in itertools.pairwise(ends)])
+    return _hashed(fixed, pieces)
+
+
+def _hashed(fixed: list[Bytes], pieces: list[list[memoryview]]) -> bytes:
+    """The digests of rows: their part of each matrix, then their piece of each stream. Some rows at a time."""
+    num, width = len(fixed[0]), sum(part.shape[1] for part in fixed)
+    step = max(_BLOCK_BYTES // width, 1)
+    block, row = np.empty((min(step, num), width), np.uint8), struct.Struct(f"{width}s")
+    sha256, digests = hashlib.sha256, list[bytes]()
+    for first in range(0, num, step):
+        end = min(first + step, num)
+        rows = np.concatenate([part[first:end] for part in fixed], axis=1, out=block[: end - first])
+        heads = row.iter_unpack(rows.data)
+        if pieces:
+            more = (each[first:end] for each in pieces)
+            texts = map(b"".join, zip((head for (head,) in heads), *more, strict=True))
+            digests += [sha256(text).digest() for text in texts]
+        else:
+            digests += [sha256(head).digest() for (head,) in heads]
+    whole = np.frombuffer(b"".join(digests), np.uint8).reshape(num, -1)
+    return whole[:, :DIGEST_BYTES].tobytes()
 
 
 def digest_texts(texts: list[bytes], salts: bytes) -> bytes:
@@ -70,31 +88,31 @@ def digest_texts(texts: list[bytes], salts: bytes) -> bytes:
     return b"".join(hashlib.sha256(one).digest()[:DIGEST_BYTES] for one in salted)
 
 
-def _is_even(stream: Stream) -> bool:
-    """All rows have as many bytes, and some: then they lie as the rows of a matrix."""
-    lengths = np.diff(stream[1])
-    return bool(len(lengths) and lengths[0] and (lengths == lengths[0]).all())
+def _is_even(places: npt.NDArray[np.int64]) -> bool:
+    """All rows have as many bytes."""
+    if len(places) == 2:
+        return True
+    lengths = np.diff(places)
+    return bool((lengths == lengths[0]).all())
 
 
 def _parts(array: pa.Array, name: str) -> Parts:
     kind = array.type
-    if pa.types.is_dictionary(kind):
-        return _parts(array.dictionary_decode(), name)
+    number = kind.id
     flags = [np.zeros((len(array), 1), np.uint8)]
     if array.null_count:
-        flags = [np.asarray(array.is_null().to_numpy(zero_copy_only=False)).view(np.uint8).reshape(-1, 1)]
+        flags = [_bytes_of(array.is_null())]
+    if number in _TEXTS:
+        return _of_bytes(array, flags)
+    if pa.types.is_dictionary(kind):
+        return _parts(array.dictionary_decode(), name)
     if pa.types.is_null(kind):
         return flags, []
     if pa.types.is_struct(kind):
         return _join(flags, [_parts(child, name) for child in array.flatten()])
     if pa.types.is_boolean(kind):
-        return [
-            *flags,
-            np.asarray(array.fill_null(False).to_numpy(zero_copy_only=False)).view(np.uint8).reshape(-1, 1),
-        ], []
-    if _has_bytes(kind):
-        return _of_bytes(array, flags)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return [*flags, _bytes_of(array.fill_null(False))], []
+    if number in _LISTS:
         return _of_lists(array, flags, name)
     if pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_fixed_size_binary(kind):
         return [*flags, _values(array)], []
@@ -105,15 +123,12 @@ def _parts(array: pa.Array, name: str) -> Parts:
     )
 
 
+def _bytes_of(truths: pa.Array) -> Bytes:
+    return np.asarray(truths.to_numpy(zero_copy_only=False)).view(np.uint8).reshape(-1, 1)
+
+
 def _join(flags: list[Bytes], children: list[Parts]) -> Parts:
     return flags + [one for fixed, _ in children for one in fixed], [one for _, moving in children for one in moving]
-
-
-def _has_bytes(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(
-        types.is_string(kind) or types.is_binary(kind) or types.is_large_string(kind) or types.is_large_binary(kind)
-    )
 
 
 def _values(array: pa.Array) -> Bytes:
@@ -129,15 +144,20 @@ def _values(array: pa.Array) -> Bytes:
 
 
 def _of_bytes(array: pa.Array, flags: list[Bytes]) -> Parts:
-    lengths = _lengths(pc.binary_length(array))
     if array.null_count:
+        lengths = _lengths(pc.binary_length(array))
+        places = _places(lengths)
         array = array.drop_null()
-    wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
-    width = np.dtype(np.int64 if wide else np.int32)
+    width = np.dtype(np.int64 if array.type.id in _WIDE else np.int32)
     _, starts, data = array.buffers()
-    places = _places(lengths)
-    begin = int(np.frombuffer(starts, width, 1, array.offset * width.itemsize)[0]) if len(array) and starts else 0
-    values = np.frombuffer(data, np.uint8, int(places[-1]), begin) if places[-1] else np.zeros(0, np.uint8)
+    ends = np.zeros(1, width)
+    if len(array) and starts:
+        ends = np.frombuffer(starts, width, len(array) + 1, array.offset * width.itemsize)
+    begin, end = int(ends[0]), int(ends[-1])
+    if len(flags[0]) == len(array):  # no nulls
+        places = ends.astype(np.int64) - begin
+        lengths = np.diff(places)
+    values = np.frombuffer(data, np.uint8, end - begin, begin) if end > begin else np.zeros(0, np.uint8)
     return [*flags, lengths.view(np.uint8).reshape(-1, 8)], [(values, places)]
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,27 +23,30 @@ from typing import Any, Self
 import apsw
 
 from millstream.errors import DataError, MillstreamError, SettingError, StorageError
-from millstream.journal.duplicates import Last, Seen
-from millstream.journal.erasing import erase
+from millstream.journal.duplicates import Seen
+from millstream.journal.erasing import erase, find_records
 from millstream.journal.folder import check_borders, new_mark, take_lock
 from millstream.journal.groups import KINDS, Appended, Draft, Group, Head, Kind
-from millstream.journal.mark import Marker, read_mark, write_mark
+from millstream.journal.mark import Marker, read_mark
 from millstream.journal.placing import Plan, Prepared, prepare
-from millstream.journal.reading import JournalReader, Walker
+from millstream.journal.reading import JournalReader, Walker, last_head
+from millstream.journal.recalling import carry_ids, recall, snapshot
 from millstream.journal.rows import Row
 from millstream.journal.segments import (
     Segment,
     check_version,
     create_segment,
     damaged,
+    drop_segment,
     find_segments,
+    is_full,
     journal_errors,
 )
 from millstream.journal.verifying import Verified, verify
-from millstream.storage import sync
 
 __all__ = ["Journal"]
 
+_LOG = logging.getLogger(__name__)
 _LOG_PAGES = 2048  # of the write-ahead log before it is moved into the file: 32 MiB
 _GO_ON = "make room or allow writing, then open the journal anew"
 
@@ -82,11 +87,14 @@ class Journal:
         self._is_closed = False
         try:
             with journal_errors(self.folder):
-                self._open()
+                marked = self._open()
+                self._finish_what_was_begun()
         except BaseException:
             self._lock.close()
             raise
-        self._marker = Marker(self.folder, self._journal, self._fail)
+        self._marker = Marker(self.folder.absolute(), self._journal, marked, self._fail)
+        if marked != self._head:
+            self._marker.set(self._head)
 
     @property
     def head(self) -> Head:
@@ -139,22 +147,24 @@ class Journal:
 
     def forget(self, before: int) -> int:
         """Drops the segments all of whose positions are below ``before``; the first position that is left."""
-        with self._turn, journal_errors(self.folder, do=_GO_ON):
+        with self._turn:
             self._refuse_if_broken()
-            places = find_segments(self.folder)
-            gone = [one for one, after in itertools.pairwise(places) if after.first <= before]
-            if gone:
-                self._carry(find_segments(self.folder)[len(gone)].first)
-            for place in gone:
-                for path in (place.path, Path(f"{place.path}-wal"), Path(f"{place.path}-shm")):
-                    path.unlink(missing_ok=True)
-                sync(self.folder)
-            return find_segments(self.folder)[0].first
+            with self._writing(self.folder):
+                places = find_segments(self.folder)
+                gone = [one for one, after in itertools.pairwise(places) if after.first <= before]
+                if gone:
+                    carry_ids(self._seen, self._segment, self._head, places[len(gone)].first)
+            # One after another: the oldest is gone for good before the next goes. What stays is whole at any time.
+            with journal_errors(self.folder, do="forget again: what is left is whole"):
+                for place in gone:
+                    drop_segment(place)
+            return places[len(gone)].first
 
     def erase(self, positions: Iterable[int]) -> int:
         """Makes holes of these records and refused records, for good; how many were there.
 
-        Their digests stay, so that the chain holds, and say nothing without the salts, which go. A decision names them.
+        Their digests stay, so that the chain holds, and say nothing without the salts, which go. A decision names them;
+        from then on they will go, if need be when the journal is opened the next time.
         """
         wanted = sorted(set(positions))
         if wanted and not 0 <= wanted[0] <= wanted[-1] < self._head.position:
@@ -165,9 +175,15 @@ class Journal:
             )
         with self._turn:
             self._refuse_if_broken()
-            gone = erase(self.folder, wanted, self._segment)
-        if gone:
-            self.append(Draft(kind="decision", facts={"what": "erased", "positions": gone}))
+            with journal_errors(self.folder):
+                gone = find_records(self.folder, wanted, self._segment)
+                begun = self._segment.fact("erasing") or []
+            if gone:
+                plan = Plan(self._seen, self._head, self._row)
+                note = Draft(kind="decision", facts={"what": "erased", "positions": gone})
+                plan.add([prepare(note, self._secret)])
+                self._write(plan, {"erasing": sorted({*begun, *gone})})
+            self._erase_what_was_noted()
         return len(gone)
 
     def verify(self) -> Verified:
@@ -182,10 +198,13 @@ class Journal:
             self._is_closed = True
             self._marker.stop()
             try:
-                with journal_errors(self.folder, do=_GO_ON):
-                    if self._broken is None:
+                if self._broken is None:
+                    with self._writing(self.folder):
                         self._settle()
-                        write_mark(self.folder, self._journal, self._head)
+                        self._marker.write()
+            except StorageError as error:
+                if not is_full(error):  # what is left to be done is done when it is opened again
+                    raise
             finally:
                 self._segment.close()
                 self._lock.close()
@@ -198,7 +217,8 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _open(self) -> None:
+    def _open(self) -> Head:
+        """What there is, checked; the head in the mark."""
         mark, places = read_mark(self.folder), find_segments(self.folder)
         if mark is None and places:
             raise damaged("segments without a mark", self.folder)
@@ -216,8 +236,17 @@ class Journal:
         self._reader.check(marked)
         self._head = self._walk(marked)
         self._seen = Seen(self._window)
-        self._recall()
+        self._settled = recall(self._seen, self.folder, self._segment, self._head)
         self._num_bytes = self._segment.num_bytes
+        return marked
+
+    def _finish_what_was_begun(self) -> None:
+        try:
+            self._erase_what_was_noted()
+        except StorageError as error:
+            if self._broken is not None:
+                raise
+            _LOG.warning("records that were to be erased are still there: %s", error)
 
     def _walk(self, marked: Head) -> Head:
         """The end, every group from the mark to there checked."""
@@ -231,26 +260,6 @@ class Journal:
 
     def _reader_number(self) -> int:
         return find_segments(self.folder)[0].number
-
-    def _recall(self) -> None:
-        """What producers and ids came before, as far as duplicates are told."""
-        known = self._segment.fact("producers") or {"number": 0, "producers": {}}
-        self._seen.producers = {bytes.fromhex(name): Last(*last) for name, last in known["producers"].items()}
-        for first, ids in self._segment.fact("ids") or []:
-            self._seen.note(first, bytes.fromhex(ids))
-        oldest = max(self._head.position - self._window, self._reader.first())
-        places = find_segments(self.folder)
-        start = next((one for one in reversed(places) if one.first <= oldest), places[0])
-        for place in [one for one in places if one >= start]:
-            segment = self._segment if place == self._segment.place else Segment(place)
-            try:
-                for number, first, ids, producer, following in segment.known_again():
-                    self._seen.note(first, ids)
-                    if producer and number > known["number"]:
-                        self._seen.producers[producer] = Last(following, number)
-            finally:
-                if segment is not self._segment:
-                    segment.close()
 
     def _commit(self, calls: Sequence[_Call]) -> None:
         """One transaction for all who wait; under the turn."""
@@ -266,25 +275,22 @@ class Journal:
                     call.error = error
             if plan.rows:
                 self._write(plan)
-        except Exception as error:
+        except BaseException as error:
+            told = error if isinstance(error, Exception) else _interrupted(self.folder)
             for call in calls:
-                call.appended, call.error = None, call.error or error
+                call.appended, call.error = None, call.error or told
+            if told is not error:
+                raise
 
-    def _write(self, plan: Plan) -> None:
+    def _write(self, plan: Plan, facts: Mapping[str, Any] | None = None) -> None:
         if self._num_bytes >= self._segment_bytes and self._head.number >= self._segment.place.number:
             self._roll()
-        connection = self._segment.connection
-        try:
-            with journal_errors(self._segment.path, do=_GO_ON):
-                connection.execute("BEGIN IMMEDIATE")
-                self._segment.insert(plan.rows, plan.schemas)
-                connection.execute("COMMIT")
-        except StorageError as error:
-            self._undo(error)
-            raise
-        except BaseException:
-            self._undo(None)
-            raise
+        with self._writing(self._segment.path):
+            self._segment.connection.execute("BEGIN IMMEDIATE")
+            self._segment.insert(plan.rows, plan.schemas)
+            for name, value in (facts or {}).items():
+                self._segment.put_fact(name, value)
+            self._segment.connection.execute("COMMIT")
         self._head = plan.head
         plan.staged.take_over()
         for digest, content in plan.schemas.items():
@@ -292,55 +298,62 @@ class Journal:
         self._num_bytes += sum(row.num_bytes() for row in plan.rows)
         self._marker.set(self._head)
         if self._segment.log_pages >= _LOG_PAGES:
-            self._move_log()
-
-    def _undo(self, error: StorageError | None) -> None:
-        """Takes a transaction back. Only a full disk leaves a journal that can go on."""
-        is_full = error is None or isinstance(error.__cause__, apsw.FullError)
-        try:
-            if self._segment.connection.in_transaction:
-                self._segment.connection.execute("ROLLBACK")
-        except apsw.Error:
-            is_full = False
-        if not is_full:
-            assert error is not None
-            self._fail(error)
-
-    def _move_log(self) -> None:
-        """What was appended is durable; if moving it fails, what comes later is refused."""
-        try:
-            with journal_errors(self._segment.path, do=_GO_ON):
+            # What was appended is durable; if this fails, what comes later is refused.
+            with suppress(StorageError), self._writing(self._segment.path):
                 self._segment.checkpoint()
-        except StorageError as error:
-            if not isinstance(error.__cause__, apsw.FullError | apsw.BusyError):
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """What is written within is there whole, or taken back for want of room; else nothing is appended any more.
+
+        After a failed sync nobody knows what is on the disk. Only opening anew tells.
+        """
+        try:
+            with journal_errors(path, do=_GO_ON), self._segment.quota_errors():
+                yield
+        except BaseException as error:
+            try:
+                with journal_errors(path, do=_GO_ON):
+                    self._take_back()
+            except StorageError as worse:
+                self._fail(worse)
+            if isinstance(error, StorageError) and isinstance(error.__cause__, OSError | apsw.Error):
                 self._fail(error)
+            raise
+
+    def _take_back(self) -> None:
+        if self._segment.connection.in_transaction:
+            self._segment.connection.execute("ROLLBACK")
+        if last_head(self._segment) != self._head:  # interrupted just when it was durable
+            self._broken = self._broken or _interrupted(self.folder)
 
     def _roll(self) -> None:
-        with journal_errors(self.folder, do=_GO_ON):
+        with self._writing(self.folder):
             self._settle()
-            facts = {"journal": self._journal, "secret": self._secret.hex(), "producers": self._producers()}
-            place = create_segment(self.folder, self._head, facts)
-            before, self._segment = self._segment, Segment(place, writable=True)
-            before.close()
-            self._num_bytes = 0
+            carried = {name: self._segment.fact(name) or [] for name in ("ids", "erasing")}
+            facts = {"journal": self._journal, "secret": self._secret.hex(), "producers": self._settled, **carried}
+            fresh = Segment(create_segment(self.folder, self._head, facts), writable=True)
+        before, self._segment = self._segment, fresh
+        before.close()
+        self._num_bytes = 0
 
     def _settle(self) -> None:
         """Leaves a segment with all in its file, and who was seen last."""
-        with self._segment.connection:
-            self._segment.put_fact("producers", self._producers())
-        self._segment.checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+        producers = snapshot(self._seen, self._head)
+        if producers["producers"] and producers != self._settled:
+            with self._segment.connection:
+                self._segment.put_fact("producers", producers)
+        self._settled = producers
+        if self._segment.log_pages:
+            self._segment.checkpoint()
 
-    def _producers(self) -> dict[str, Any]:
-        found = {name.hex(): (last.next, last.number) for name, last in self._seen.producers.items()}
-        return {"number": self._head.number, "producers": found}
-
-    def _carry(self, first: int) -> None:
-        """Writes the ids of positions that go, but are within the window, into the segment that stays."""
-        oldest = self._head.position - self._window
-        keys, positions = self._seen.ids.keys_from(oldest, first)
-        ids = [[place, keys[16 * i : 16 * (i + 1)].hex()] for i, place in enumerate(positions)]
-        with self._segment.connection:
-            self._segment.put_fact("ids", ids)
+    def _erase_what_was_noted(self) -> None:
+        with self._writing(self.folder):
+            positions = self._segment.fact("erasing")
+            if positions:
+                erase(self.folder, positions, self._segment, self._head.position - self._window)
+                with self._segment.connection:
+                    self._segment.put_fact("erasing", [])
 
     def _row(self, number: int) -> Row | None:
         """A row by its number, for the position that a duplicate had; None if it was dropped."""
@@ -363,5 +376,9 @@ class Journal:
             ) from self._broken
 
     def _fail(self, error: StorageError) -> None:
-        if not isinstance(error.__cause__, apsw.FullError):
+        if not is_full(error) and not isinstance(error.__cause__, apsw.BusyError):
             self._broken = self._broken or error
+
+
+def _interrupted(folder: Path) -> StorageError:
+    return StorageError(got=f"an append that was interrupted in {folder}", wanted="one that ends", do=_GO_ON)

@@ -7,6 +7,7 @@ readable stay. This file knows folders, segments and rows.
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from millstream.journal.groups import Draft, Head
 from millstream.journal.mark import read_mark, write_mark
 from millstream.journal.reading import LOSS, Walker, last_head
 from millstream.journal.rows import Row, row_of
-from millstream.journal.segments import Segment, create_segment, find_segments, journal_errors
+from millstream.journal.segments import Segment, create_segment, find_segments, is_damage, journal_errors
 
 __all__ = ["accept_loss"]
 
@@ -93,7 +94,9 @@ def _walk(walker: Walker, emptied: list[list[int]]) -> bool:
         try:
             if not walker.fetch():
                 return False
-        except MillstreamError:
+        except MillstreamError as error:
+            if not is_damage(error):  # it could not be looked at, which says nothing of what it holds
+                raise
             positions = _empty(walker)
             if positions is None:
                 return True
@@ -102,22 +105,33 @@ def _walk(walker: Walker, emptied: list[list[int]]) -> bool:
 
 def _empty(walker: Walker) -> list[int] | None:
     """Makes holes of a group whose link holds and whose records do not; None if its link does not hold either."""
+    row = _linked(walker)
+    if row is None:
+        return None
     segment = Segment(walker.segment.place, writable=True)
     try:
-        rows = segment.rows(walker.head.number + 1, num_bytes=1)
-        if not rows or rows[0].number != walker.head.number + 1 or rows[0].first != walker.head.position:
-            return None
-        row = rows[0]
-        if row.link(bytes.fromhex(walker.head.chain)) != row.chain or row.checksum() == row.crc:
-            return None
         with segment.connection:
             segment.replace(_emptied(row))
         segment.checkpoint()
-        return [row.first, row.first + row.span]
-    except Exception:  # whatever is wrong with it: it cannot be mended
-        return None
     finally:
         segment.close()
+    return [row.first, row.first + row.span]
+
+
+def _linked(walker: Walker) -> Row | None:
+    """The row where the walker stands, if its numbers, digests and link are as they must be and the rest is not."""
+    before = walker.head
+    try:
+        with journal_errors(walker.segment.path):
+            rows = walker.segment.rows(before.number + 1, num_bytes=1)
+            if not rows or (rows[0].number, rows[0].first) != (before.number + 1, before.position):
+                return None
+            is_linked = rows[0].link(bytes.fromhex(before.chain)) == rows[0].chain
+            return rows[0] if is_linked and rows[0].checksum() != rows[0].crc else None
+    except (MillstreamError, struct.error, AttributeError) as error:  # values of wrong types and sizes are damage
+        if not is_damage(error):
+            raise
+        return None
 
 
 def _emptied(row: Row) -> Row:
@@ -132,20 +146,21 @@ def _cut(folder: Path, end: Head) -> None:
     place = find_segments(folder)[-1]
     old = Segment(place)
     try:
-        facts = {name: old.fact(name) for name in ("journal", "secret", "ids")}
+        facts = {name: old.fact(name) for name in ("journal", "secret", "ids", "erasing")}
         before, rows, number = old.before, list[Row](), place.number
         while number <= end.number:
             rows += old.rows(number, num_bytes=1)[:1]
             number = rows[-1].number + 1
         old.schemas(rows)
         contents = old.schema_contents
+        facts["producers"] = _producers(old, rows, end)
     finally:
         old.close()
     for ending in ("", "-wal", "-shm"):
         path = Path(f"{place.path}{ending}")
         if path.exists():
             path.rename(f"{place.path}-damaged{ending}")
-    create_segment(folder, before, facts)
+    create_segment(folder, before, {name: fact for name, fact in facts.items() if fact is not None})
     fresh = Segment(place, writable=True)
     try:
         with fresh.connection:
@@ -153,3 +168,21 @@ def _cut(folder: Path, end: Head) -> None:
         fresh.checkpoint()
     finally:
         fresh.close()
+
+
+def _producers(old: Segment, rows: list[Row], end: Head) -> dict[str, Any] | None:
+    """Who was seen last, as the old segment knew it. None: that is lost, and the groups must tell.
+
+    What a producer sent into the part that is given up is never asked for again, but its places are not known any more.
+    """
+    try:
+        known = old.fact("producers")
+    except StorageError:
+        return None
+    if known is None:
+        return None
+    kept = {row.producer.hex(): row.number for row in rows if row.producer}
+    found = {}
+    for name, (following, number) in known["producers"].items():
+        found[name] = [following, number if number <= end.number else kept.get(name, 0)]
+    return {"number": min(known["number"], end.number), "producers": found}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from millstream.errors import StorageError
 from millstream.journal.groups import Head
-from millstream.journal.segments import damaged, journal_errors
+from millstream.journal.segments import damaged, is_full, journal_errors
 from millstream.storage import replace
 
 __all__ = ["Marker", "identity", "read_mark", "write_mark"]
@@ -49,11 +49,14 @@ def write_mark(folder: Path, journal: str, head: Head) -> None:
 
 
 class Marker:
-    """A thread that writes the mark behind the commits; ``failed`` is told what the disk says to it."""
+    """A thread that writes the mark behind the commits; ``failed`` is told what the disk says to it.
 
-    def __init__(self, folder: Path, journal: str, failed: Callable[[StorageError], None]) -> None:
+    A full disk is no failure: the mark stays where it was, and is written once there is room.
+    """
+
+    def __init__(self, folder: Path, journal: str, marked: Head, failed: Callable[[StorageError], None]) -> None:
         self._folder, self._journal, self._failed = folder, journal, failed
-        self._head: Head | None = None
+        self._head = self._marked = marked
         self._changed, self._stopped = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal mark", daemon=True)
         self._thread.start()
@@ -67,6 +70,13 @@ class Marker:
         self._changed.set()
         self._thread.join()
 
+    def write(self) -> None:
+        """The mark as it should be by now, unless it is. Raises the operating system's errors."""
+        head = self._head
+        if head != self._marked:
+            write_mark(self._folder, self._journal, head)
+            self._marked = head
+
     def _run(self) -> None:
         while True:
             self._changed.wait()
@@ -74,9 +84,11 @@ class Marker:
                 return
             self._changed.clear()
             try:
-                with journal_errors(self._folder / "mark", do="make room, and open the journal anew"):
-                    assert self._head is not None
-                    write_mark(self._folder, self._journal, self._head)
+                with journal_errors(self._folder / "mark", do="allow writing, and open the journal anew"):
+                    self.write()
             except StorageError as error:
-                self._failed(error)
+                if is_full(error):
+                    self._changed.set()  # tried again
+                else:
+                    self._failed(error)
             self._stopped.wait(_SECONDS)

@@ -168,8 +168,11 @@ def row_of(draft: Draft, ids: bytes = b"") -> Row:
     )
 
 
-def without(row: Row, entries: npt.NDArray[np.int64], schemas: Schemas) -> Row:
-    """The row with these of its N + R entries erased: record, salt and refused text go, digest and chain stay."""
+def without(row: Row, entries: npt.NDArray[np.int64], schemas: Schemas, oldest: int) -> Row:
+    """The row with these of its N + R entries erased: record, salt and refused text go, digest and chain stay.
+
+    So does the hash of an id at ``oldest`` or later.
+    """
     group = row.group(schemas)
     before = np.frombuffer(row.erased, np.int64)
     kept = np.delete(np.arange(len(row.digests) // DIGEST_BYTES), before)
@@ -181,8 +184,15 @@ def without(row: Row, entries: npt.NDArray[np.int64], schemas: Schemas) -> Row:
     refused = [
         each for each, stay in zip(_rejections(group.rejected), stays[kept >= row.num_records], strict=True) if stay
     ]
+    ids = row.ids
+    if ids:
+        places = row.entries()[entries]
+        by_place = np.frombuffer(ids, np.uint8).reshape(-1, ID_BYTES).copy()
+        by_place[places[places < oldest] - row.first] = 0
+        ids = by_place.tobytes()
     changed = dataclasses.replace(
         row,
+        ids=ids,
         payload=payload,
         rejected=b"[" + b",".join(refused) + b"]" if refused else b"",
         erased=np.union1d(before, entries).astype(np.int64).tobytes(),

@@ -11,8 +11,10 @@ know what a row means.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +27,7 @@ import pyarrow as pa
 from millstream.errors import MillstreamError, MissingPackageError, StorageError
 from millstream.journal.groups import Head
 from millstream.journal.rows import Row
+from millstream.storage import is_full as says_full
 from millstream.storage import storage_errors, sync
 
 __all__ = [
@@ -34,7 +37,10 @@ __all__ = [
     "check_version",
     "create_segment",
     "damaged",
+    "drop_segment",
     "find_segments",
+    "is_damage",
+    "is_full",
     "journal_errors",
 ]
 
@@ -53,6 +59,7 @@ CREATE TABLE groups (
   number INTEGER PRIMARY KEY, {", ".join(f"{n} {t} NOT NULL" for n, t in zip(_COLUMNS[1:], _TYPES[1:], strict=True))}
 ) STRICT;
 """
+_DAMAGE = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError, apsw.IOError)
 _INSERT = f"INSERT INTO groups VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
@@ -75,12 +82,14 @@ def journal_errors(path: Path, do: str = RESTORE) -> Iterator[None]:
     try:
         with storage_errors(path, do=do, wanted="a journal that can be read and written"):
             yield
+    except StorageError as error:
+        if not is_full(error):
+            raise
+        raise _full(path) from error.__cause__
     except MillstreamError:
         raise
     except apsw.FullError as error:
-        raise StorageError(
-            got=f"a full disk at {path}", wanted="room for the journal", do="make room; nothing was lost"
-        ) from error
+        raise _full(path) from error
     except (
         apsw.Error,
         ValueError,
@@ -93,6 +102,25 @@ def journal_errors(path: Path, do: str = RESTORE) -> Iterator[None]:
     ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise StorageError(got=f"{reason!r} at {path}", wanted="a whole journal", do=do) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there was no room: what was asked for was not done, and nothing else changed; it may be asked again."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    if isinstance(cause, apsw.IOError):
+        # The index of the log, which is made anew whenever it is missing, could not grow.
+        return getattr(cause, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
+    return isinstance(cause, apsw.FullError) or says_full(error)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether it says that a file is not as it was written, rather than that it could not be got at."""
+    cause = error.__cause__ if isinstance(error, MillstreamError) else error
+    return not isinstance(cause, OSError | apsw.Error | MemoryError) or isinstance(cause, _DAMAGE)
+
+
+def _full(path: Path) -> StorageError:
+    return StorageError(got=f"a full disk at {path}", wanted="room for the journal", do="make room; nothing was lost")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -117,25 +145,47 @@ def find_segments(folder: Path) -> list[Place]:
 
 
 def create_segment(folder: Path, before: Head, facts: Mapping[str, Any]) -> Place:
-    """A new segment that goes on after ``before``; durable when this returns."""
-    path = folder / f"{before.number + 1:016}-{before.position:020}.segment"
-    draft = folder / f".{path.name}-new"
-    for leftover in folder.glob(f"{draft.name}*"):
-        leftover.unlink()
-    connection = _connect(draft, writable=True, is_new=True)
+    """A new segment that goes on after ``before``; durable when this returns. One that is there already stays."""
+    place = Place(before.number + 1, before.position, folder / f"{before.number + 1:016}-{before.position:020}.segment")
+    if place.path.exists():  # it could not be opened when it was made; readers may have it
+        return place
+    draft = folder / f".{place.path.name}-new"
+    try:
+        _remove(draft)
+        _fill(draft, {**facts, "before": before.to_json()})
+        sync(draft)
+        draft.rename(place.path)
+    except BaseException:
+        with suppress(OSError):
+            _remove(draft)
+        raise
+    sync(folder)
+    return place
+
+
+def drop_segment(place: Place) -> None:
+    """Deletes it, durably."""
+    _remove(place.path)
+    sync(place.path.parent)
+
+
+def _fill(path: Path, facts: Mapping[str, Any]) -> None:
+    """Nobody knows the file yet: it is synced once, when all is in it."""
+    connection = _connect(path, writable=True, is_new=True)
     try:
         with connection:
             connection.execute(_TABLES)
-            for name, value in {**facts, "before": before.to_json()}.items():
+            for name, value in facts.items():
                 _put_fact(connection, name, value)
         # Closing does this too, but says nothing where there is no room, and the tables would stay behind in the log.
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     finally:
         connection.close()
-    sync(draft)
-    draft.rename(path)
-    sync(folder)
-    return Place(before.number + 1, before.position, path)
+
+
+def _remove(path: Path) -> None:
+    for ending in ("", "-wal", "-shm", "-journal"):
+        Path(f"{path}{ending}").unlink(missing_ok=True)
 
 
 class Segment:
@@ -145,7 +195,8 @@ class Segment:
         self.place, self.path = place, place.path
         with journal_errors(self.path):
             self.connection = _connect(self.path, writable=writable)
-            self.log_pages = 0
+            log = Path(f"{self.path}-wal")
+            self.log_pages = int(writable and log.exists() and log.stat().st_size > 0)
             self._schemas: dict[bytes, pa.Schema] = {}
             try:
                 self.before = Head.from_json(self.fact("before"))
@@ -160,6 +211,17 @@ class Segment:
             )
         self.connection.set_wal_hook(self._count_pages)
 
+    @contextmanager
+    def quota_errors(self) -> Iterator[None]:
+        """A quota that is used up is told as a full disk is; SQLite knows it as a failed write."""
+        try:
+            yield
+        except apsw.IOError as error:
+            is_write = getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_WRITE
+            if is_write and self.connection.system_errno == errno.EDQUOT:
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)) from error
+            raise
+
     def insert(self, rows: Iterable[Row], schemas: Mapping[bytes, bytes]) -> None:
         """Writes rows and the schemas that they need; within the caller's transaction."""
         for row in rows:
@@ -171,7 +233,8 @@ class Segment:
 
     def know(self, digest: bytes, content: bytes) -> None:
         """Takes note that a schema was written durably."""
-        self._schemas.setdefault(digest, pa.ipc.read_schema(pa.py_buffer(content)))
+        if digest not in self._schemas:
+            self._schemas[digest] = pa.ipc.read_schema(pa.py_buffer(content))
 
     def replace(self, row: Row) -> None:
         columns = ", ".join(f"{name} = ?" for name in _COLUMNS[1:])
@@ -287,6 +350,7 @@ def _connect(path: Path, *, writable: bool, is_new: bool = False) -> apsw.Connec
     try:
         connection.set_busy_timeout(10_000)
         if is_new:
+            connection.pragma("synchronous", "off")
             connection.pragma("page_size", _PAGE_BYTES)
             connection.pragma("journal_mode", "wal")
         elif connection.pragma("journal_mode") != "wal":
@@ -295,7 +359,7 @@ def _connect(path: Path, *, writable: bool, is_new: bool = False) -> apsw.Connec
             connection.pragma(name, value)
         if writable:
             # The log is moved into the file by us: SQLite's own checkpoints do not say that they failed.
-            settings = {"synchronous": "full", "wal_autocheckpoint": 0, "secure_delete": 1}
+            settings = {"synchronous": "off" if is_new else "full", "wal_autocheckpoint": 0, "secure_delete": 1}
             for name, setting in {**settings, "journal_size_limit": _LOG_BYTES}.items():
                 connection.pragma(name, setting)
     except BaseException:

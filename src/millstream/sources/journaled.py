@@ -18,14 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import apsw
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from millstream.contracts import Chunk, LiveSource, Position, Rejection
 from millstream.errors import DataError, StorageError
-from millstream.journal import Appended, Draft, Group, Journal, JournalReader, Kind
+from millstream.journal import Appended, Draft, Group, Journal, JournalReader, Kind, is_full
 from millstream.sources.rechunk import check_size, cut
 
 __all__ = ["JournaledSource"]
@@ -168,7 +167,7 @@ def patiently(append: Callable[[], Appended], is_stopped: Callable[[], bool]) ->
         try:
             return append()
         except StorageError as error:
-            if not isinstance(error.__cause__, apsw.FullError) or is_stopped():
+            if not is_full(error) or is_stopped():
                 raise
             if not told:
                 _LOG.warning("the disk is full: waiting for room to go on (%s)", error)
