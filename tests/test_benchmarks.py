@@ -1,4 +1,4 @@
-"""The harness of benchmarks/streams.py, without other libraries. Run: pytest tests/test_benchmarks.py"""
+"""The harnesses of benchmarks/, without other libraries. Run: pytest tests/test_benchmarks.py"""
 
 import json
 import sys
@@ -15,6 +15,7 @@ from millstream.contracts import Chunk
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import durability
 import overhead
 import stream_tables
 import streams
@@ -164,3 +165,19 @@ def test_the_cost_of_the_loop_is_measured(capsys: pytest.CaptureFixture[str], mo
     finally:
         torch.set_num_threads(threads)
     assert "outside the engine (wanted: 0.2)" in capsys.readouterr().out
+
+
+def test_what_durability_costs_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["durability.py", "--quick", "--json", "--folder", str(tmp_path)])
+    threads = torch.get_num_threads()
+    try:
+        durability.main()
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads(capsys.readouterr().out)
+    parts = {"appends_1", "appends_100", "appends_1000", "opening_ms", "training", "commits"}
+    assert parts == found.keys() - {"machine"} and len(found["commits"]) == 4
+    assert all(value > 0 for name in parts - {"commits"} for value in found[name].values())
+    assert not list(tmp_path.iterdir())

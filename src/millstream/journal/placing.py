@@ -86,7 +86,8 @@ class Plan:
             last = staged.last_of(row.producer)
             row.before = 0 if last is None else last.number
             staged.producers[row.producer] = Last(row.sequence + row.span, row.number)
-        staged.ids.update({key: row.first + place for place, key in enumerate(one.keys) if key != NO_ID})
+        if one.keys:
+            staged.ids.update({key: row.first + place for place, key in enumerate(one.keys) if key != NO_ID})
         row.seal(bytes.fromhex(head.chain))
         if one.draft.records is not None and row.schema not in self.schemas:
             self.schemas[row.schema] = schema_bytes(one.draft.records.schema)
@@ -100,6 +101,8 @@ class Plan:
         if not one.row.producer or (last := staged.last_of(one.row.producer)) is None:
             return None
         draft = one.draft
+        if draft.sequence == last.next:
+            return None
         if draft.sequence > last.next:
             raise DataError(
                 got=f"sequence {draft.sequence} of producer {draft.producer!r} after {last.next - 1}",

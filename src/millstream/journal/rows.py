@@ -214,4 +214,6 @@ def _rejections(rejected: tuple[Rejection, ...]) -> list[bytes]:
 def _digests(records: pa.RecordBatch | None, rejected: list[bytes], salts: bytes) -> bytes:
     num = 0 if records is None else len(records)
     of_records = b"" if records is None else digest_rows(records, salts[: SALT_BYTES * num])
+    if not rejected:
+        return of_records
     return of_records + digest_texts(rejected, salts[SALT_BYTES * num :])
