@@ -138,6 +138,21 @@ def test_chains_of_any_widths_equal_the_reference_in_blocks_and_directly(
     assert_equal(fused, reference)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+def test_where_records_lie_in_memory_changes_no_bit(optimizer: str) -> None:
+    x, y = records("cross_entropy", 100, 784)
+    found = []
+    for offset in (0, 1, 7):
+        torch.manual_seed(0)
+        fused, _ = pair(nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 3)), optimizer, "cross_entropy")
+        room = torch.empty(x.numel() + offset, dtype=x.dtype)
+        moved = room[offset:].view(x.shape).copy_(x)
+        outcome = fused.learn(Chunk(moved, y), 1)
+        found.append([outcome.outputs, *(p.detach() for p in fused.rule.model.parameters())])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
 @pytest.mark.parametrize("width", [5, 130])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
