@@ -79,7 +79,7 @@ class Journal:
                 wanted="numbers from 1 and from 0",
                 do="name others",
             )
-        self.folder, self._segment_bytes, self._window = Path(folder), segment_bytes, window
+        self.folder, self._segment_bytes, self._window = Path(folder).absolute(), segment_bytes, window
         self._lock = take_lock(self.folder)
         self._waiting: list[_Call] = []
         self._queue, self._turn = threading.Lock(), threading.Lock()
@@ -92,7 +92,7 @@ class Journal:
         except BaseException:
             self._lock.close()
             raise
-        self._marker = Marker(self.folder.absolute(), self._journal, marked, self._fail)
+        self._marker = Marker(self.folder, self._journal, marked, self._fail)
         if marked != self._head:
             self._marker.set(self._head)
 
