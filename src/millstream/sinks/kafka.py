@@ -30,7 +30,9 @@ HEADER = "millstream"
 _DO = "start the broker or mend the connection, then go on with --resume"
 _POLL_ROWS = 512  # between two looks at what was delivered
 _READ_MESSAGES = 1000
-_OURS = {"enable.idempotence": True, "acks": "all", "linger.ms": 5}
+_SETTLE_SECONDS = 1.0  # what a killed process had sent may still arrive
+# One request at a time: a broker that loses one must not have the next, whatever it makes of sequence numbers.
+_OURS = {"enable.idempotence": True, "acks": "all", "linger.ms": 5, "max.in.flight.requests.per.connection": 1}
 
 
 class KafkaSink:
@@ -162,7 +164,8 @@ class KafkaSink:
         with self._reading() as consumer:
             consumer.assign([self._kafka.TopicPartition(self.topic, p, end) for p, end in self._ends.items()])
             unread, give_up = set(self._ends), time.monotonic() + self._timeout
-            while unread:
+            settled = time.monotonic() + _SETTLE_SECONDS
+            while unread or time.monotonic() < settled:
                 for message in consumer.consume(_READ_MESSAGES, timeout=0.2):
                     give_up = time.monotonic() + self._timeout
                     if message.error():
