@@ -407,7 +407,7 @@ test_sinks.all_rows()
 draws, killed = random.Random(2), 0
 for seed in range(60):
     def work(): test_sinks.write_on(sinks.open_sink({url!r}), Path({str(tmp_path / "checkpoint.json")!r}), seed)
-    status = test_sinks.forked(work, draws.uniform(0, 0.3 + 0.1 * seed))
+    status = test_sinks.forked(work, draws.uniform(0, 0.04 * (1 + seed)))
     if os.WIFEXITED(status):
         sys.exit(0 if os.WEXITSTATUS(status) == 0 and killed >= 1 else f"{{status}} after {{killed}} kills")
     killed += 1
