@@ -63,6 +63,12 @@ def verify(run: str, data: str | None, as_json: bool) -> None:
 
 def append(folder: str, data: str) -> None:
     """Appends the records of DATA; each is durable before the next is read."""
+    if any((place / "checkpoints").is_dir() for place in (Path(folder), Path(folder).resolve().parent)):
+        raise SettingError(
+            got=f"the folder of a run: {folder}",
+            wanted="a journal of its own; a run writes its own one itself",
+            do="name another folder",
+        )
     source: Any = sources.as_source(data)
     done = 0
     with Journal(folder) as journal, counted("appending", quiet=False) as line:
