@@ -603,3 +603,21 @@ def test_a_step_has_the_predictions_of_its_questions_before_their_labels_come(ta
     found = [s.scored for s in joined.steps(CutSource(later(records, 8), target, [31]), label_delay="join") if s.scored]
     predicted = torch.cat([scored.predicted for scored in found if scored.predicted is not None])
     assert torch.allclose(predicted, torch.cat([scored.outputs for scored in want]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("engine", ["reference", "fused", "race"])
+def test_chunks_of_answers_alone_are_learned(engine: str) -> None:
+    """Of which the first comes after the last question; the fused engine has no question to answer then."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=30).tolist()
+    asked = [{"id": f"k{n}", "a": value, "b": None, "t": None, "y": None} for n, value in enumerate(values)]
+    answers = [{**asked[n], "a": None, "y": "yes" if value > 0 else "no"} for n, value in enumerate(values)]
+    features = Features(Schema((Field("a", "number"),), CLASSES, id="id"))
+    torch.manual_seed(0)
+    model = nn.Linear(features.num_dense, 3)
+    optimizer = None if engine == "race" else torch.optim.SGD(model.parameters(), lr=0.1)
+    how = {"engine": "auto" if engine == "race" else engine}
+    trainer = Trainer(model, "cross_entropy", optimizer, features=features, **how)
+    summary = trainer.learn(CutSource([*asked, *answers], CLASSES, [30, 37, 52]), label_delay="join")
+    assert summary.labels is not None and summary.labels["answered"] == summary.updates == 30
+    assert trainer.metrics is not None and trainer.metrics.report()["count"] == 30

@@ -189,3 +189,33 @@ def test_a_journal_of_its_own_is_a_source(tmp_path: Path) -> None:
         assert not list(differences(trainer.state_dict()["learner"], twin.state_dict()["learner"]))
     with pytest.raises(DataError, match="records by number"):
         source.take(np.array([0]))
+
+
+def test_a_phase_over_a_file_between_two_live_ones_leaves_the_journal_where_it_stands(tmp_path: Path) -> None:
+    trainer = make(tmp_path, engine="reference")
+    half = NUM // 2
+    trainer.learn(ScriptedSource(table(half), [10], can_seek=False))
+    trainer.fit(table(60), batch_size=20, epochs=1)
+    trainer.learn(ScriptedSource(table(), [10], can_seek=False, start=half))
+    assert trainer.summary().records == NUM - half and trainer.consumed == NUM + 60
+
+
+def test_labels_that_join_are_audited(tmp_path: Path) -> None:
+    def joins(run: Path | None = None) -> Trainer:
+        features = millstream.Features(millstream.infer(events, target="label", id="key"))
+        torch.manual_seed(1)
+        model = torch.nn.Linear(features.num_dense, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        return Trainer(model, "cross_entropy", optimizer, features=features, run=run, commit_seconds=0)
+
+    asked = table(40).append_column("key", pa.array([f"k{number}" for number in range(40)]))
+    questions = asked.set_column(2, "label", pa.nulls(40, pa.string()))
+    answers = asked.set_column(0, "a", pa.nulls(40, pa.float64())).set_column(1, "b", pa.nulls(40, pa.float64()))
+    events = pa.concat_tables([questions, answers])
+    trainer = joins(tmp_path)
+    for _ in trainer.steps(ScriptedSource(events, [9], can_seek=False), label_delay="join"):
+        if trainer.consumed >= 70:
+            break
+    trainer.close()
+    found = audit(tmp_path, make=joins)
+    assert found.is_exact and found.stretches

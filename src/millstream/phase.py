@@ -17,7 +17,7 @@ from millstream.joining import Joining, LabelJoin
 from millstream.learner import Learner, Scored
 from millstream.metrics import Metrics
 from millstream.runs import Run
-from millstream.sources import CachedSource
+from millstream.sources import CachedSource, journal_place
 
 __all__ = ["Phase", "Step", "Summary", "parse_lateness"]
 
@@ -42,7 +42,7 @@ class Phase:
     epoch: int = 0
     position: Position = None  # where the source goes on; None: at its beginning
     left: Position = None  # where it went on after the last chunk, in whichever epoch
-    before: Position = None  # where the phase before this one left its source
+    before: Position = None  # where the run has left its journal before this phase
     place: int = 0  # records of this epoch that were read
     records: int = 0
     updates: int = 0
@@ -107,6 +107,11 @@ class Phase:
             if scored.by_reference and scored.num_learned:
                 self.by_reference += scored.num_learned
                 self.reason = self.reason or scored.by_reference
+
+    @property
+    def in_journal(self) -> Position:
+        """Where the run has left its journal: after the last chunk that came through it, in this phase or before."""
+        return self.before if journal_place(self.left) is None else self.left
 
     def reference(self) -> dict[str, Any]:
         """What the journal notes when it begins and when it ends: what is read, and where that stands."""

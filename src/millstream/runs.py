@@ -30,7 +30,7 @@ from millstream.errors import CheckpointError, SettingError
 from millstream.journal import Draft, Head, Journal
 from millstream.lines import Lines
 from millstream.numerics import numerics
-from millstream.sources import JournaledSource
+from millstream.sources import JournaledSource, journal_place
 from millstream.storage import make_folder, storage_errors, sync
 
 __all__ = ["Run"]
@@ -142,7 +142,7 @@ class Run:
     def recorded(self, source: Source, before: Position, reference: Mapping[str, Any] | None) -> Source:
         """A live source through the journal of the run; others can be read again as they are, and are referred to.
 
-        ``before`` is where the phase before this one left its source; ``reference`` is noted where a phase begins.
+        ``before`` is where the run has left its journal before; ``reference`` is noted where a phase begins.
         """
         if reference is not None:
             self.refer(**reference)
@@ -208,14 +208,15 @@ def _forget(journal: Journal, checkpoints: Path, _: State) -> None:
     if journal.num_segments < 2:
         return
     needed = _journaled(checkpoint.verify(checkpoint.kept(checkpoints)[0]))
-    journal.forget(journal.head.position if needed is None else needed)
+    if needed is not None:
+        journal.forget(needed)
 
 
 def _journaled(state: State) -> int | None:
     """Up to where a checkpoint has learned what is in the journal; None where it has read nothing of it."""
     phase = state["phase"] or {}
-    place = phase.get("left") or phase.get("before")
-    return place["journal"] if isinstance(place, dict) and "journal" in place else None
+    places = (journal_place(phase.get(name)) for name in ("left", "before"))
+    return next((place for place in places if place is not None), None)
 
 
 def _close(commits: Commits, lines: Iterable[Lines | Journal], lock: TextIO) -> None:

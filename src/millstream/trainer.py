@@ -365,7 +365,7 @@ class Trainer:
             self._phase.continue_as(asked)
         else:
             if self._phase is not None:
-                asked.number, asked.before = self._phase.number + 1, self._phase.left
+                asked.number, asked.before = self._phase.number + 1, self._phase.in_journal
             self._control(asked).begin(asked.kind)
             self._books.begin()
             self._phase = asked

@@ -5,6 +5,7 @@ Shapes: P operations, V values, Q parameters, J inputs.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -137,7 +138,7 @@ class Program:
                     return None
                 found.append(_bound(rows, of_columns=not value.dtype.is_floating_point))
                 continue
-            part = part.detach().reshape(num, -1).contiguous()
+            part = part.detach().reshape(num, math.prod(part.shape[1:])).contiguous()
             if not value.dtype.is_floating_point:
                 part = part.long()
                 if not self._are_ids(value, part[:, value.first : value.first + value.size]):

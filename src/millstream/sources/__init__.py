@@ -19,7 +19,7 @@ from millstream.sources.followed import FollowedFile
 from millstream.sources.holdout import Filtered, hold_out
 from millstream.sources.iterables import BatchesSource, DatasetSource, RecordsSource
 from millstream.sources.journal import JOURNAL, JournalSource
-from millstream.sources.journaled import JournaledSource
+from millstream.sources.journaled import JournaledSource, journal_place
 from millstream.sources.memory import TableSource, TensorSource
 from millstream.sources.order import Mixed, Repeated, Shuffled, Subset
 from millstream.sources.stdin import StdinSource
@@ -55,6 +55,7 @@ __all__ = [
     "hold_out",
     "imported",
     "is_live_url",
+    "journal_place",
     "live_source",
     "training_sources",
 ]

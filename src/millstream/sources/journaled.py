@@ -27,7 +27,7 @@ from millstream.errors import DataError, StorageError
 from millstream.journal import Appended, Draft, Group, Journal, JournalReader, Kind, is_full
 from millstream.sources.rechunk import check_size, cut
 
-__all__ = ["JournaledSource"]
+__all__ = ["JournaledSource", "journal_place"]
 
 _LOG = logging.getLogger(__name__)
 _DECISIONS: tuple[Kind, ...] = ("decision",)
@@ -36,8 +36,17 @@ _SKIPPED = "taken out by a rollback"
 _LONGEST_WAIT_SECONDS = 5.0  # between two looks whether a full disk has room again
 
 
+def journal_place(position: Position) -> int | None:
+    """The place in the journal that a position of a ``JournaledSource`` stands for; None for any other source's.
+
+    >>> journal_place({"journal": 7, "upstream": None, "source": ""}), journal_place(7), journal_place({"file": 0})
+    (7, None, None)
+    """
+    return position["journal"] if isinstance(position, dict) and "journal" in position else None
+
+
 class JournaledSource:
-    """``upstream``, written down in ``journal``. ``before`` is where the phase before this one left its source.
+    """``upstream``, written down in ``journal``. ``before`` is where the run has left its journal before.
 
     Without an upstream it gives what the journal holds, as the source whose ``facts`` (its fingerprint) these are.
     """
@@ -60,7 +69,7 @@ class JournaledSource:
         self._facts = facts or {} if upstream is None else upstream.fingerprint()
         told = json.dumps(self._facts, sort_keys=True, default=str)
         self._tag = hashlib.sha256(told.encode()).hexdigest()[:16]
-        known = before if isinstance(before, dict) and "journal" in before else {}
+        known = {} if journal_place(before) is None else before
         self._start: int = known.get("journal", 0)
         self._reached: Position = known.get("upstream") if known.get("source") == self._tag else None
         self._stopped = False

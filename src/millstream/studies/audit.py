@@ -18,10 +18,10 @@ from torch import Tensor
 
 from millstream import assembly, checkpoint
 from millstream.contracts import LiveSource, Source, State
-from millstream.delay import Delay
 from millstream.errors import CheckpointError, SettingError, StorageError
 from millstream.journal import JournalReader, verify
-from millstream.sources import JournaledSource, as_source
+from millstream.phase import Phase
+from millstream.sources import JournaledSource, as_source, journal_place
 from millstream.trainer import Trainer
 
 __all__ = ["Audit", "Stretch", "audit"]
@@ -116,13 +116,9 @@ def _no_stretch(before: State, after: State, source: Any) -> str:
         return "nothing was read between them"
     if phase["kind"] == "fit" and phase["plan"]["epochs"] == "auto":
         return "the records of its validation are not known here"
-    if source is None and not _is_journaled(after):
+    if source is None and journal_place(after["phase"]["left"]) is None:
         return "the journal does not hold these records: name the data too"
     return ""
-
-
-def _is_journaled(state: State) -> bool:
-    return isinstance(state["phase"]["left"], dict) and "journal" in state["phase"]["left"]
 
 
 def _source_of(state: State, journal: JournalReader, source: Any) -> Source:
@@ -153,7 +149,7 @@ def _again(
     plan = phase["plan"]
     settings = {"kind": phase["kind"], "update_size": plan["batch_size"], "epochs": plan["epochs"]}
     settings |= {"schedule": plan["schedule"], "warmup": plan["warmup"], "shuffle": phase["shuffle"]}
-    delay = None if phase["delay"] is None else Delay(**phase["delay"])
+    delay = Phase.from_state(phase).delay
     total = end[0] - before["consumed"]
     for _ in trainer.steps(source, label_delay=delay, resume=True, **settings):
         if show is not None:
