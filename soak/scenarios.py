@@ -25,6 +25,7 @@ from millstream import checkpoint, sources
 from millstream.errors import StorageError
 from millstream.features import Features
 from millstream.journal import JournalReader
+from millstream.phase import Phase, journaled
 from millstream.schema import Field, Schema, Target
 from millstream.studies.killing import Job, Note, learning
 from soak import tally
@@ -212,8 +213,9 @@ def _pipe_job(
             position = JournalReader(folder / "journal").head().position
     lines = (data / f"{scenario.size}.csv").read_bytes().splitlines(keepends=True)
     if position >= len(lines) - 1:
-        facts = checkpoint.newest(folder / "checkpoints")[0]["phase"]["source"]
-        learning(lambda: (scenario.trainer(), sources.EndedSource(facts)), **how)(folder, note, draws)
+        phase = Phase.from_state(checkpoint.newest(folder / "checkpoints")[0]["phase"])
+        ended = journaled(phase, JournalReader(folder / "journal"))
+        learning(lambda: (scenario.trainer(), ended), **how)(folder, note, draws)
         return
     reading, writing = os.pipe()
     sender = threading.Thread(target=_send, args=(writing, lines[:1] + lines[1 + position :]), daemon=True)

@@ -19,7 +19,8 @@ from live_sources import ScriptedSource
 from millstream.errors import CheckpointError, DataError, SettingError
 from millstream.journal import Draft, Journal, JournalReader
 from millstream.sources import JournaledSource, JournalSource
-from millstream.studies.audit import audit, differences
+from millstream.studies.audit import audit
+from millstream.studies.states import differences, digests
 from millstream.trainer import Trainer
 
 NUM = 150
@@ -92,7 +93,7 @@ def test_a_live_run_that_is_cut_anywhere_is_what_its_journal_makes_of_it(
             trainer.open(run, resume=True)
     assert trainer.consumed == NUM
     whole = replayed(run, update_size=update_size, source=source if can_seek else None, delay=delay)
-    assert not list(differences(state(trainer), state(whole)))
+    assert not differences(digests(state(trainer)), digests(state(whole)))
     lines = [json.loads(line) for line in (run / "dead_letters.jsonl").read_text().splitlines()]
     assert [line["where"] for line in lines if line["reason"] == "bad"] == [f"at {place}" for place in sorted(holes)]
     trainer.close()
@@ -104,7 +105,7 @@ def test_the_journal_of_a_run_equals_the_table_that_arrived(tmp_path: Path) -> N
     trainer.learn(ScriptedSource(table(), [7, 1, 30], can_seek=False))
     twin.learn(table())
     learned, wanted = trainer.state_dict()["learner"], twin.state_dict()["learner"]
-    assert not list(differences(learned, wanted))
+    assert not differences(digests(learned), digests(wanted))
 
 
 def test_a_change_by_hand_is_made_at_the_same_record_when_it_is_replayed(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_a_change_by_hand_is_made_at_the_same_record_when_it_is_replayed(tmp_pat
     again.open(tmp_path, resume=True)
     assert again.consumed == 0 and again.learning_rate == 0.05
     again.learn(source, resume=True)
-    assert not list(differences(again.state_dict(), changed))
+    assert not differences(digests(again.state_dict()), digests(changed))
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(one["what"], one["position"]) for one in events] == [("rate set by hand", 130)]
     assert not list((tmp_path / "inbox").iterdir())
@@ -186,7 +187,7 @@ def test_a_journal_of_its_own_is_a_source(tmp_path: Path) -> None:
         trainer, twin = make(engine="reference"), make(engine="reference")
         trainer.learn(source)
         twin.learn(table())
-        assert not list(differences(trainer.state_dict()["learner"], twin.state_dict()["learner"]))
+        assert not differences(digests(trainer.state_dict()["learner"]), digests(twin.state_dict()["learner"]))
     with pytest.raises(DataError, match="records by number"):
         source.take(np.array([0]))
 

@@ -16,27 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from millstream.errors import CheckpointError, SettingError
-from millstream.journal import Draft, Journal, Kind
+from millstream.journal import DECISIONS, Draft, Journal
 from millstream.storage import replace, storage_errors
 
 __all__ = ["Decisions", "change"]
 
-_DECISIONS: tuple[Kind, ...] = ("decision",)
 _MOST_BYTES = 4096
 _TICK_NANOSECONDS = 100_000_000  # more than the clock of any file system
 
 
 class Decisions:
-    """Those of a run. ``head`` is where the journal stood at the checkpoint that the run goes on from.
+    """Those of a run. ``since`` is the last group before the checkpoint that it goes on from; None where it begins.
 
     ``consumed`` counts the places that the run has read, over all phases: a decision is made between two chunks, at one
     such count.
     """
 
-    def __init__(self, folder: Path, journal: Journal, since: int) -> None:
+    def __init__(self, folder: Path, journal: Journal, since: int | None = None) -> None:
         self._inbox, self._journal = folder / "inbox", journal
         self._looked_at = 0
-        decided = (group.facts for group in journal.read(number=since + 1, kinds=_DECISIONS))
+        decided = () if since is None else (group.facts for group in journal.read(number=since + 1, kinds=DECISIONS))
         made = [facts for facts in decided if "wish" in facts]
         self._again = [facts for facts in made if facts["wish"] is not None]
         self._known = {facts["name"] for facts in made}

@@ -14,12 +14,13 @@ from millstream.contracts import Chunk, Engine, Position, Source, State
 from millstream.delay import Delay, LabelDelay, parse_delay
 from millstream.errors import CheckpointError
 from millstream.joining import Joining, LabelJoin
+from millstream.journal import Journal, JournalReader
 from millstream.learner import Learner, Scored
 from millstream.metrics import Metrics
 from millstream.runs import Run
-from millstream.sources import CachedSource, journal_place
+from millstream.sources import CachedSource, JournaledSource, journal_place
 
-__all__ = ["Phase", "Step", "Summary", "parse_lateness"]
+__all__ = ["Phase", "Step", "Summary", "in_journal", "journaled", "parse_lateness"]
 
 _LEAST_APART, _LINES_OF_A_DOUBLING = 512, 16  # records between lines; lines until twice as many records
 
@@ -107,11 +108,6 @@ class Phase:
             if scored.by_reference and scored.num_learned:
                 self.by_reference += scored.num_learned
                 self.reason = self.reason or scored.by_reference
-
-    @property
-    def in_journal(self) -> Position:
-        """Where the run has left its journal: after the last chunk that came through it, in this phase or before."""
-        return self.before if journal_place(self.left) is None else self.left
 
     def reference(self) -> dict[str, Any]:
         """What the journal notes when it begins and when it ends: what is read, and where that stands."""
@@ -249,6 +245,16 @@ class Phase:
                 )
         self.finished = self.finished and asked.epochs <= self.epochs
         self.epochs = max(self.epochs, asked.epochs)
+
+
+def in_journal(phase: Phase) -> Position:
+    """Where a run has left its journal: after the last chunk that came through it, in this phase or before."""
+    return phase.before if journal_place(phase.left) is None else phase.left
+
+
+def journaled(phase: Phase, journal: Journal | JournalReader) -> JournaledSource:
+    """What a journal has of the source of a phase, where that itself is not there."""
+    return JournaledSource(None, journal, in_journal(phase), facts=phase.source)
 
 
 def next_line(records: int, most: int) -> int:

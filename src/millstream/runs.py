@@ -84,7 +84,7 @@ class Run:
         except BaseException:
             self._lock.close()
             raise
-        self.decisions = Decisions(self.folder, self.journal, self.journal.head.number)
+        self.decisions = Decisions(self.folder, self.journal)
         self.after.append(functools.partial(_forget, self.journal, self.checkpoints))  # not self: see below
         # A run that is dropped gives its lock back, whether or not anybody closed it.
         self.close = weakref.finalize(self, _close, self._commits, [*self._lines.values(), self.journal], self._lock)

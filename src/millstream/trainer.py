@@ -32,7 +32,7 @@ from millstream.features import Features
 from millstream.joining import LabelJoin
 from millstream.learner import Learner, Scored, check_version, load_or_refuse
 from millstream.metrics import Metrics
-from millstream.phase import Phase, Step, Summary, parse_lateness
+from millstream.phase import Phase, Step, Summary, in_journal, parse_lateness
 from millstream.publishing import Publisher
 from millstream.runs import Run
 
@@ -365,7 +365,7 @@ class Trainer:
             self._phase.continue_as(asked)
         else:
             if self._phase is not None:
-                asked.number, asked.before = self._phase.number + 1, self._phase.in_journal
+                asked.number, asked.before = self._phase.number + 1, in_journal(self._phase)
             self._control(asked).begin(asked.kind)
             self._books.begin()
             self._phase = asked

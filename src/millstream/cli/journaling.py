@@ -15,7 +15,7 @@ from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import counted, err
 from millstream.decisions import change as leave_wish
 from millstream.errors import DataError, SettingError
-from millstream.journal import Draft, Journal, JournalReader, Kind
+from millstream.journal import DECISIONS, Draft, Journal, JournalReader
 from millstream.journal import accept_loss as give_up
 from millstream.journal import verify as verify_journal
 from millstream.runs import Run
@@ -24,7 +24,6 @@ from millstream.studies.audit import audit
 __all__ = ["accept_loss", "append", "change", "erase", "forget", "rollback", "show", "verify"]
 
 _RECORDS_OF_A_COMMIT = 1000
-_DECISIONS: tuple[Kind, ...] = ("decision",)
 
 
 def show(folder: str, as_json: bool) -> None:
@@ -32,7 +31,7 @@ def show(folder: str, as_json: bool) -> None:
     journal = JournalReader(_folder(folder))
     decisions = [
         {"number": group.number, "position": group.first, **group.facts}
-        for group in journal.read(journal.first(), kinds=_DECISIONS)
+        for group in journal.read(journal.first(), kinds=DECISIONS)
     ]
     facts = {"first": journal.first(), **journal.head().to_json(), "decisions": decisions}
     if as_json:

@@ -21,11 +21,10 @@ from millstream.assembly import Data, Recipe
 from millstream.cli import tuned
 from millstream.cli.output import print_json, print_table
 from millstream.cli.progress import StepProgress, err
-from millstream.contracts import LiveSource
 from millstream.delay import Delay, parse_delay
 from millstream.errors import CheckpointError, DataError, SettingError
 from millstream.joining import Joining
-from millstream.phase import Summary, parse_lateness
+from millstream.phase import Phase, Summary, journaled, parse_lateness
 from millstream.publishing import Gate, Publisher
 from millstream.schema import Schema
 from millstream.studies.statistics import seconds_text
@@ -127,7 +126,7 @@ def _from_recipe(kind: str, options: dict[str, Any], given: set[str], folder: Pa
     data = _opened_again(kind, options, trainer)
     if options["origin"]:
         trainer.open(folder)
-    elif isinstance(data.train, LiveSource) and not data.train.can_seek:
+    elif options["data"] == "-":
         # A pipe that ended is one phase, this one is the next.
         options["resume"] = not trainer.state_dict()["phase"]["finished"]
     return trainer, data, folder
@@ -142,8 +141,9 @@ def _opened_again(kind: str, options: dict[str, Any], trainer: Trainer) -> Data:
     except DataError as error:
         if options["data"] != "-" or options["origin"] or not sources.has_no_records(error):
             raise
-        phase = trainer.state_dict()["phase"]
-        return Data("-", sources.EndedSource(phase["source"]), None, schema, ordered=False)
+        assert trainer.run is not None
+        phase = Phase.from_state(trainer.state_dict()["phase"])
+        return Data("-", journaled(phase, trainer.run.journal), None, schema, ordered=False)
 
 
 def _beside(options: dict[str, Any]) -> dict[str, Any]:

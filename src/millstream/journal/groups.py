@@ -20,10 +20,11 @@ import pyarrow as pa
 from millstream.contracts import Rejection
 from millstream.errors import DataError, StorageError
 
-__all__ = ["KINDS", "Appended", "Draft", "Group", "Head", "Kind"]
+__all__ = ["DECISIONS", "KINDS", "Appended", "Draft", "Group", "Head", "Kind"]
 
 Kind: TypeAlias = Literal["records", "reference", "decision"]
 KINDS: tuple[Kind, ...] = ("records", "reference", "decision")
+DECISIONS: tuple[Kind, ...] = ("decision",)
 _HEAD_KEYS = {"number": int, "position": int, "chain": str}
 
 

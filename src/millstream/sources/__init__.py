@@ -13,7 +13,6 @@ It does not know features, models or training.
 
 from millstream.sources.cache import CachedSource, cached
 from millstream.sources.conversion import as_source
-from millstream.sources.ended import EndedSource
 from millstream.sources.files import FileSource
 from millstream.sources.followed import FollowedFile
 from millstream.sources.holdout import Filtered, hold_out
@@ -33,7 +32,6 @@ __all__ = [
     "BatchesSource",
     "CachedSource",
     "DatasetSource",
-    "EndedSource",
     "FileSource",
     "Filtered",
     "FollowedFile",

@@ -17,7 +17,7 @@ import pyarrow as pa
 from millstream.contracts import Chunk, Position
 from millstream.errors import DataError, SettingError
 from millstream.journal import Group, JournalReader, Kind, identity
-from millstream.sources.rechunk import check_place, check_size, cut
+from millstream.sources.rechunk import check_place, check_size, pieces
 
 __all__ = ["JOURNAL", "JournalSource", "journal_source"]
 
@@ -72,18 +72,10 @@ class JournalSource:
         return {"kind": "journal", "identity": identity(self.folder)}
 
     def _chunks(self, first: int, size: int) -> Iterator[Chunk]:
-        for group in self._groups(first):
-            whole = _chunk_of(group, self.name)
-            place = max(first - group.first, 0)
-            while place < group.span:
-                last = min(place + size, group.span)
-                piece = whole if (place, last) == (0, group.span) else cut(whole, place, last)
-                place = last
+        for group in self._journal.read(first, kinds=_RECORDS, follow=self._follow, stop=self._stopped.is_set):
+            for place, piece in pieces(_chunk_of(group, self.name), max(first - group.first, 0), size):
                 piece.after = group.first + place
                 yield piece
-
-    def _groups(self, first: int) -> Iterator[Group]:
-        return self._journal.read(first, kinds=_RECORDS, follow=self._follow, stop=self._stopped.is_set)
 
 
 def journal_source(url: str, name: str | None = None) -> JournalSource:

@@ -24,13 +24,12 @@ import pyarrow as pa
 
 from millstream.contracts import Chunk, LiveSource, Position, Rejection
 from millstream.errors import DataError, StorageError
-from millstream.journal import Appended, Draft, Group, Journal, JournalReader, Kind, is_full
-from millstream.sources.rechunk import check_size, cut
+from millstream.journal import DECISIONS, Appended, Draft, Group, Journal, JournalReader, Kind, is_full
+from millstream.sources.rechunk import check_size, pieces
 
 __all__ = ["JournaledSource", "journal_place"]
 
 _LOG = logging.getLogger(__name__)
-_DECISIONS: tuple[Kind, ...] = ("decision",)
 _OF_RECORDS: tuple[Kind, ...] = ("records", "reference")
 _SKIPPED = "taken out by a rollback"
 _LONGEST_WAIT_SECONDS = 5.0  # between two looks whether a full disk has room again
@@ -74,7 +73,7 @@ class JournaledSource:
         self._reached: Position = known.get("upstream") if known.get("source") == self._tag else None
         self._stopped = False
         # Positions that a person has taken out, when they went back to an earlier checkpoint.
-        decided = (group.facts for group in self._reader.read(self._reader.first(), kinds=_DECISIONS))
+        decided = (group.facts for group in self._reader.read(self._reader.first(), kinds=DECISIONS))
         self._skips = [tuple(facts["skip"]) for facts in decided if facts.get("skip")]
 
     def read(self, position: Position = None, *, size: int = 4096) -> Iterator[Chunk]:
@@ -121,13 +120,9 @@ class JournaledSource:
         """The places of a group from ``place`` on, ``size`` at a time."""
         if group.kind == "records":
             chunk.locate = lambda place: f"{self.name}, record {group.first + place}"
-        chunk = self._without_skips(chunk, group.first)
-        while place < group.span:
-            last = min(place + size, group.span)
-            piece = chunk if (place, last) == (0, group.span) else cut(chunk, place, last)
-            place = last
-            stands = {"upstream": group.facts["after"], "source": group.facts["source"]}
-            piece.after = {"journal": group.first + place, **stands}
+        stands = {"upstream": group.facts["after"], "source": group.facts["source"]}
+        for last, piece in pieces(self._without_skips(chunk, group.first), place, size):
+            piece.after = {"journal": group.first + last, **stands}
             yield piece
 
     def _again(self, group: Group) -> Chunk:
@@ -145,6 +140,8 @@ class JournaledSource:
 
     def _without_skips(self, chunk: Chunk, first: int) -> Chunk:
         """The chunk with holes where a person has taken records out."""
+        if not self._skips:
+            return chunk
         offsets = np.arange(chunk.span) if chunk.offsets is None else chunk.offsets
         kept = np.ones(len(offsets), bool)
         for low, high in self._skips:

@@ -29,6 +29,7 @@ __all__ = [
     "cut",
     "gather",
     "join",
+    "pieces",
     "rechunk",
     "take_from",
     "take_rows",
@@ -130,6 +131,18 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
         ),
         locate=_located(chunks, starts) if any(chunk.locate for chunk in chunks) else None,
     )
+
+
+def pieces(chunk: Chunk, place: int, size: int) -> Iterator[tuple[int, Chunk]]:
+    """The places of a chunk from ``place`` on, ``size`` at a time, each with the place behind it.
+
+    >>> [(last, piece.inputs.tolist()) for last, piece in pieces(Chunk(torch.arange(5)), 1, 2)]
+    [(3, [1, 2]), (5, [3, 4])]
+    """
+    while place < chunk.span:
+        last = min(place + size, chunk.span)
+        yield last, chunk if (place, last) == (0, chunk.span) else cut(chunk, place, last)
+        place = last
 
 
 def gather(chunk: Chunk, places: Places) -> Chunk:

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from torch import Tensor
 
 from millstream import assembly, checkpoint
 from millstream.contracts import LiveSource, Source, State
 from millstream.errors import CheckpointError, SettingError, StorageError
 from millstream.journal import JournalReader, verify
-from millstream.phase import Phase
+from millstream.phase import Phase, journaled
 from millstream.sources import JournaledSource, as_source, journal_place
+from millstream.studies.states import CLOCKS, differences, digests
 from millstream.trainer import Trainer
 
 __all__ = ["Audit", "Stretch", "audit"]
 
-_LEFT_OUT = ("phase.seconds", "phase.records_per_second", "run", "numerics", "books.outcomes", "books.publisher")
-_NOTHING = object()
+# A clock, where it ran, and what stands elsewhere.
+_LEFT_OUT = (*CLOCKS, "run", "numerics", "books.outcomes", "books.publisher")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,7 +124,7 @@ def _source_of(state: State, journal: JournalReader, source: Any) -> Source:
     if source is not None:
         opened = as_source(source)
         return JournaledSource(opened, journal, phase["before"]) if isinstance(opened, LiveSource) else opened
-    return JournaledSource(None, journal, phase["before"], facts=phase["source"])
+    return journaled(Phase.from_state(phase), journal)
 
 
 def _trainer(state: State, folder: Path, make: Callable[[], Trainer] | None) -> Trainer:
@@ -156,35 +154,5 @@ def _again(
             show(trainer.consumed - before["consumed"], total)
         if trainer.consumed >= end[0] and trainer.state_dict()["num_epochs"] >= end[1]:
             break
-    for path in differences(trainer.state_dict(), after):
-        return path
-    return ""
-
-
-def differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
-    """The paths of what is not the same, bit for bit, in two states.
-
-    >>> list(differences({"a": [1, 2.0]}, {"a": [1, 2.5]}))
-    ['a.1']
-    """
-    if path in _LEFT_OUT:
-        return
-    if isinstance(one, dict) and isinstance(other, dict):
-        parts = [(key, one.get(key, _NOTHING), other.get(key, _NOTHING)) for key in {**one, **other}]
-    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        parts = [(place, *pair) for place, pair in enumerate(itertools.zip_longest(one, other, fillvalue=_NOTHING))]
-    else:
-        if not _are_equal(one, other):
-            yield path
-        return
-    for key, a, b in parts:
-        yield from differences(a, b, f"{path}.{key}" if path else str(key))
-
-
-def _are_equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor | np.ndarray) and isinstance(other, Tensor | np.ndarray):
-        a, b = (np.asarray(each.detach().cpu() if isinstance(each, Tensor) else each) for each in (one, other))
-        return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
-    if isinstance(one, Tensor | np.ndarray) or isinstance(other, Tensor | np.ndarray):
-        return False
-    return bool(one == other or (one != one and other != other))
+    found = differences(digests(trainer.state_dict(), _LEFT_OUT), digests(after, _LEFT_OUT))
+    return found[0] if found else ""

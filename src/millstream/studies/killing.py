@@ -26,20 +26,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-from torch import Tensor, hub
+from torch import hub
 
 from millstream import checkpoint
 from millstream.errors import MillstreamError, ModelError, SettingError
+from millstream.studies.states import CLOCKS, differences, digests
 from millstream.studies.survival import Survival
 from millstream.trainer import Trainer
 
-__all__ = ["Job", "Note", "Process", "Rehearsal", "check_kills", "differences", "fingerprints", "learning"]
+__all__ = ["Job", "Note", "Process", "Rehearsal", "check_kills", "fingerprints", "learning"]
 
 LINES = ("metrics.jsonl", "events.jsonl", "dead_letters.jsonl")
-_CLOCKS = {"phase.seconds"}
-_NOT_LEARNED = ("run", "numerics")
 _STARTING, _LEARNING, _COMMITTING = range(3)
 _STAGES = ("starting", "learning", "committing")
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.005, 0.25  # that a process lives; longer where a whole run takes longer
@@ -304,45 +301,13 @@ def _do_and_exit(do: Callable[[], None], told: int) -> None:
         os._exit(0)
 
 
-# ---------------------------------------------------------------- what two runs are compared by
-
-
 def fingerprints(folder: Path) -> dict[str, str]:
-    """SHA-256 of every tensor, and of all else that a run folder's newest checkpoint and lines hold, by name.
+    """Digests of all that a run folder's newest checkpoint and lines hold, by name.
 
     Clock readings, and what says where and with which versions it ran, are left out.
     """
     state, _, _ = checkpoint.newest(folder / "checkpoints")
-    state = {name: value for name, value in state.items() if name not in _NOT_LEARNED}
-    found = dict(_leaves(state, ""))
+    found = digests(state, {*CLOCKS, "run", "numerics"})
     for name in LINES:
         found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     return found
-
-
-def differences(alone: dict[str, str], other: dict[str, str]) -> list[str]:
-    """The names under which two runs differ."""
-    return sorted(name for name in alone.keys() | other.keys() if alone.get(name) != other.get(name))
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple):
-        yield path, str(len(value))
-        for place, item in enumerate(value):
-            yield from _leaves(item, f"{path}.{place}")
-    elif path not in _CLOCKS:
-        yield path, hashlib.sha256(_bytes(value)).hexdigest()
-
-
-def _bytes(value: Any) -> bytes:
-    if isinstance(value, Tensor) and value.layout is torch.sparse_csr:
-        return b"".join(_bytes(part) for part in (value.crow_indices(), value.col_indices(), value.values()))
-    if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        return f"{value.dtype} {tuple(value.shape)} ".encode() + flat.view(torch.uint8).numpy().tobytes()
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape} ".encode() + value.tobytes()
-    return repr(value).encode()
