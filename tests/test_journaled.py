@@ -220,3 +220,16 @@ def test_labels_that_join_are_audited(tmp_path: Path) -> None:
     trainer.close()
     found = audit(tmp_path, make=joins)
     assert found.is_exact and found.stretches
+
+
+def test_what_somebody_else_has_appended_to_the_journal_of_a_run_is_said(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    source = ScriptedSource(table(), [50], can_seek=False)
+    next(trainer.steps(source))
+    trainer.close()
+    with Journal(tmp_path / "journal") as journal:
+        journal.append(Draft(table(5).to_batches()[0]))
+    again = make()
+    again.open(tmp_path, resume=True)
+    with pytest.raises(DataError, match="the run has not written"):
+        again.learn(source, resume=True)

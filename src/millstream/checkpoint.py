@@ -30,7 +30,7 @@ from millstream.contracts import State
 from millstream.errors import CheckpointError
 from millstream.packing import Array, Block, pack, write_pieces
 from millstream.rows import csr
-from millstream.storage import make_folder, storage_errors, sync
+from millstream.storage import GO_ON, make_folder, storage_errors, sync
 
 __all__ = [
     "GO_ON",
@@ -49,7 +49,6 @@ __all__ = [
 ]
 
 FORMAT = 1
-GO_ON = "free some space or allow writing, then go on with --resume: what was committed before is whole"
 MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "weights.safetensors"
 _FILES = _TENSORS, _STATE  # those that the manifest speaks of
 _MALFORMED = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)

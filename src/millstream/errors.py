@@ -28,6 +28,7 @@ __all__ = [
     "ModelError",
     "SettingError",
     "StorageError",
+    "missing_package",
 ]
 
 
@@ -82,6 +83,17 @@ class StorageError(MillstreamError, OSError):
 
 class MissingPackageError(MillstreamError, ImportError):
     """An optional package is not installed; ``do`` holds the pip command."""
+
+
+def missing_package(package: str, use: str, extra: str) -> MissingPackageError:
+    """That a package is not installed, what for, and which extra brings it.
+
+    >>> print(missing_package("fastavro", "Avro", "avro"))
+    got no package fastavro; wanted it, for Avro; pip install 'millstream[avro]'
+    """
+    return MissingPackageError(
+        got=f"no package {package}", wanted=f"it, for {use}", do=f"pip install 'millstream[{extra}]'"
+    )
 
 
 def _rebuild(kind: type[MillstreamError], facts: dict[str, Any]) -> MillstreamError:

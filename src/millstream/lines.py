@@ -7,13 +7,12 @@ import os
 from pathlib import Path
 
 from millstream.errors import StorageError
-from millstream.storage import is_full, storage_errors
+from millstream.storage import GO_ON, is_full, storage_errors
 
 __all__ = ["Lines"]
 
 _AT_ONCE, _MOST = 8192, 64 << 20  # bytes that wait: for the next write, and for room on the disk
 _PART = 1 << 20  # bytes that are hashed at once
-_DO = "free some space or allow writing, then go on with --resume: what was committed before is whole"
 
 
 class Lines:
@@ -36,7 +35,7 @@ class Lines:
 
     def flush(self) -> None:
         """Hands over all that waits; what was taken before an error is not handed over again."""
-        with storage_errors(self.path, do=_DO):
+        with storage_errors(self.path, do=GO_ON):
             while self._pending:
                 taken = os.write(self._file, self._pending)
                 self.length += taken
@@ -54,7 +53,7 @@ class Lines:
     def cut(self, length: int, digest: str | None = None) -> bool:
         """Drops what stands behind ``length``; False if less is there, or what is there has not this ``digest``."""
         before = self.length
-        with storage_errors(self.path, do=_DO):
+        with storage_errors(self.path, do=GO_ON):
             os.ftruncate(self._file, min(length, before))
             self.length, self._hash = min(length, before), hashlib.sha256()
             for place in range(0, self.length, _PART):

@@ -14,7 +14,6 @@ Lines that were written after the last commit are cut off when the run resumes: 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import json
 import weakref
@@ -31,7 +30,7 @@ from millstream.journal import Draft, Head, Journal
 from millstream.lines import Lines
 from millstream.numerics import numerics
 from millstream.sources import JournaledSource, journal_place
-from millstream.storage import make_folder, storage_errors, sync
+from millstream.storage import make_folder, storage_errors, sync, take_lock
 
 __all__ = ["Run"]
 
@@ -192,15 +191,13 @@ class Run:
             self._lines["dead_letters"].write(json.dumps(line, ensure_ascii=False))
 
     def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take_lock(self._lock):
             self._lock.close()
             raise SettingError(
                 got=f"a run that is open already, here or in another process: {self.folder}",
                 wanted="a run of one's own",
                 do="wait for it, close it (trainer.close()), or name another folder with --run",
-            ) from error
+            )
 
 
 def _forget(journal: Journal, checkpoints: Path, _: State) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
 from millstream.errors import StorageError
 
-__all__ = ["cache_folder", "is_full", "make_folder", "replace", "storage_errors", "sync"]
+__all__ = ["GO_ON", "cache_folder", "is_full", "make_folder", "replace", "storage_errors", "sync", "take_lock"]
+
+GO_ON = "free some space or allow writing, then go on with --resume: what was committed before is whole"
 
 _SYSTEM_REASON = re.compile(r".*(?:\[errno \d+\] |I/O error: )(.+?)(?: \(os error \d+\).*)?$")  # as libraries tell it
 
@@ -25,6 +29,15 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millstream"
+
+
+def take_lock(file: IO[Any] | int) -> bool:
+    """Takes the lock of an open file, which goes when it is closed; False if another, here or elsewhere, has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def sync(path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from millstream import engines
-from millstream.errors import MissingPackageError, SettingError
+from millstream.errors import SettingError, missing_package
 
 __all__ = ["OPTIMIZERS", "made"]
 
@@ -25,9 +25,7 @@ def _optional(module: str, name: str) -> Callable[..., torch.optim.Optimizer]:
         try:
             found = getattr(importlib.import_module(module), name)
         except ImportError as error:
-            raise MissingPackageError(
-                got=f"no package {module}", wanted=f"it, for {name}", do="pip install 'millstream[optimizers]'"
-            ) from error
+            raise missing_package(module, name, "optimizers") from error
         optimizer: torch.optim.Optimizer = found(*arguments, **settings)
         return optimizer
 

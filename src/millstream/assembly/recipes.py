@@ -138,8 +138,7 @@ def snapshot(run: str | Path, changes: Mapping[str, Any] | None = None, **settin
     """
     changes = changes or {}
     state, _, problems = checkpoint.newest(Path(run) / "checkpoints")
-    trainer = build(dataclasses.replace(_recipe(state, run), **changes), **settings)
-    trainer.load_state_dict(state)
+    trainer = from_state(state, run, changes, **settings)
     for group in trainer.learner.rule.optimizer.param_groups:  # these came back with the state
         if "learning_rate" in changes:
             group["lr"] = changes["learning_rate"]
@@ -150,9 +149,9 @@ def snapshot(run: str | Path, changes: Mapping[str, Any] | None = None, **settin
     return trainer
 
 
-def from_state(state: State, run: str | Path, **settings: Any) -> Trainer:
-    """A trainer with the state of a checkpoint of ``run``, which writes nowhere."""
-    trainer = build(_recipe(state, run), **settings)
+def from_state(state: State, run: str | Path, changes: Mapping[str, Any] | None = None, **settings: Any) -> Trainer:
+    """A trainer with the state of a checkpoint of ``run``, which writes nowhere; ``changes`` are to its recipe."""
+    trainer = build(dataclasses.replace(_recipe(state, run), **(changes or {})), **settings)
     trainer.load_state_dict(state)
     return trainer
 

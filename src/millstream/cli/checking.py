@@ -16,7 +16,6 @@ from millstream.cli import training
 from millstream.cli.output import print_json
 from millstream.cli.progress import counted, err
 from millstream.engines import fused
-from millstream.errors import SettingError
 from millstream.studies import check as study
 from millstream.studies.findings import Findings
 from millstream.studies.killing import check_kills
@@ -90,12 +89,7 @@ def _killed(options: dict[str, Any], given: set[str], is_object: bool) -> Surviv
 
 def _from_recipe(options: dict[str, Any]) -> tuple[Trainer, Data]:
     """A new trainer for data by name, as ``learn`` makes it."""
-    if options["source"]:
-        raise SettingError(
-            got=f"{options['source']!r} beside {options['data']!r}",
-            wanted="one name of data",
-            do="join files by a glob in quotes",
-        )
+    training.check_one_name(options)
     data = assembly.open_data(
         options["data"],
         target=options["target"],

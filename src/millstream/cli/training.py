@@ -30,7 +30,7 @@ from millstream.schema import Schema
 from millstream.studies.statistics import seconds_text
 from millstream.trainer import Trainer
 
-__all__ = ["OF_A_RECIPE", "OF_THE_COLUMNS", "folder_of", "numbers", "run"]
+__all__ = ["OF_A_RECIPE", "OF_THE_COLUMNS", "check_one_name", "folder_of", "numbers", "run"]
 
 OF_A_RECIPE = (
     *("model", "loss", "optimizer", "learning_rate", "weight_decay", "clip_norm", "clip_value", "class_weights"),
@@ -186,14 +186,19 @@ def _steps(kind: str, trainer: Trainer, data: Data, options: dict[str, Any]) -> 
     )
 
 
-def _opened(kind: str, options: dict[str, Any], schema: Schema | None) -> Data:
-    """The data; with the ``schema`` of a run, read as it says."""
+def check_one_name(options: dict[str, Any]) -> None:
+    """Only a Python object has its data in a name of their own."""
     if options["source"]:
         raise SettingError(
             got=f"{options['source']!r} beside {options['data']!r}",
             wanted="one name of data",
             do="join files by a glob in quotes",
         )
+
+
+def _opened(kind: str, options: dict[str, Any], schema: Schema | None) -> Data:
+    """The data; with the ``schema`` of a run, read as it says."""
+    check_one_name(options)
     test = options["test"]
     if options["data"] == "-" and kind == "learn" and isinstance(test, float) and test > 0:
         raise SettingError(

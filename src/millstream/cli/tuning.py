@@ -81,12 +81,7 @@ def refuse(names: dict[str, str], given: set[str], what: str) -> None:
 
 def opened(options: dict[str, Any], given: set[str]) -> tuple[Kind, Data]:
     """Which kind of training is tuned, and the data, whose test records nobody looks at."""
-    if options["source"]:
-        raise SettingError(
-            got=f"{options['source']!r} beside {options['data']!r}",
-            wanted="one name of data",
-            do="join files by a glob in quotes",
-        )
+    training.check_one_name(options)
     if options["data"] == "-":
         raise SettingError(got="a pipe to tune on", wanted="data that can be read again", do="copy it to a file first")
     if options["label_delay"] is not None:

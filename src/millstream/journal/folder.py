@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import uuid
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from millstream import storage
 from millstream.errors import SettingError
 from millstream.journal.groups import Head
 from millstream.journal.mark import write_mark
@@ -25,15 +25,13 @@ def take_lock(folder: Path) -> TextIO:
     with storage_errors(folder, do="allow writing, or name another folder"):
         make_folder(folder)
         lock = (folder / "lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not storage.take_lock(lock):
         lock.close()
         raise SettingError(
             got=f"a journal that is open already, here or in another process: {folder}",
             wanted="one who writes",
             do="close it there, or read it with JournalReader",
-        ) from error
+        )
     return lock
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import weakref
 import zlib
@@ -14,7 +13,7 @@ from millstream.contracts import State
 from millstream.errors import StorageError
 from millstream.sinks.refusals import GO_ON, check_state, holds_rows_already, is_open_already
 from millstream.sinks.text import as_bytes, json_texts
-from millstream.storage import storage_errors, sync
+from millstream.storage import storage_errors, sync, take_lock
 
 __all__ = ["JsonLinesSink"]
 
@@ -42,11 +41,9 @@ class JsonLinesSink:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._finalizer = weakref.finalize(self, os.close, self._file)
             sync(self.path.parent)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take_lock(self._file):
             self.close()
-            raise is_open_already(str(self.path)) from error
+            raise is_open_already(str(self.path))
         self._bytes = self._rows = 0
         self._pending: list[bytes] = []
         self._pending_bytes = 0

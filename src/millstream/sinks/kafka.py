@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from millstream.contracts import State
-from millstream.errors import CheckpointError, MissingPackageError, SettingError, StorageError
+from millstream.errors import CheckpointError, SettingError, StorageError, missing_package
 from millstream.sinks.refusals import check_state
 from millstream.sinks.text import json_texts
 
@@ -252,6 +252,4 @@ def _package() -> Any:
     try:
         return importlib.import_module("confluent_kafka")
     except ImportError as error:
-        raise MissingPackageError(
-            got="no package confluent_kafka", wanted="it, for kafka://", do="pip install 'millstream[kafka]'"
-        ) from error
+        raise missing_package("confluent_kafka", "kafka://", "kafka") from error

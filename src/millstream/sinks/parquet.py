@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import weakref
@@ -17,7 +16,7 @@ import pyarrow.parquet
 from millstream.contracts import State
 from millstream.errors import DataError, StorageError
 from millstream.sinks.refusals import GO_ON, check_state, holds_rows_already, is_open_already
-from millstream.storage import storage_errors, sync
+from millstream.storage import storage_errors, sync, take_lock
 
 __all__ = ["ParquetSink"]
 
@@ -48,11 +47,9 @@ class ParquetSink:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / ".lock").open("a")
         self._finalizer = weakref.finalize(self, lock.close)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take_lock(lock):
             self.close()
-            raise is_open_already(str(self.folder)) from error
+            raise is_open_already(str(self.folder))
         self._rows = self._committed = self._num_pending = 0
         self._pending: list[pa.RecordBatch] = []
         self._schema: pa.Schema | None = None

@@ -101,6 +101,12 @@ class JournaledSource:
 
     def _chunks(self, first: int, reached: Position, size: int) -> Iterator[Chunk]:
         for group in self._reader.read(first, kinds=_OF_RECORDS):
+            if "source" not in group.facts:
+                raise DataError(
+                    got=f"positions from {group.first} on in the journal of a run that the run has not written",
+                    wanted="a journal that nobody else appends to",
+                    do="restore the folder from a copy",
+                )
             if group.facts["source"] == self._tag:
                 reached = group.facts["after"]
             elif group.kind == "reference":  # of an earlier phase, left unread there; its upstream has it still

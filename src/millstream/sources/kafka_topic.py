@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from millstream.errors import DataError, MissingPackageError, SettingError, StorageError
+from millstream.errors import DataError, SettingError, StorageError, missing_package
 from millstream.sources.arrivals import Arrival, Places, Start, UnreachableError
 from millstream.sources.decoding import Decoder, TextDecoder
 
@@ -20,9 +20,7 @@ try:
     from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
     from confluent_kafka.admin import AdminClient
 except ImportError as absent:
-    raise MissingPackageError(
-        got="no package confluent-kafka", wanted="it, for kafka://", do="pip install 'millstream[kafka]'"
-    ) from absent
+    raise missing_package("confluent-kafka", "kafka://", "kafka") from absent
 
 __all__ = ["KafkaTopic"]
 

@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Mapping
 from concurrent.futures import TimeoutError as OutOfTimeError
 from typing import Any
 
-from millstream.errors import DataError, MissingPackageError, SettingError
+from millstream.errors import DataError, SettingError, missing_package
 from millstream.sources.arrivals import Arrival, Places, Start, UnreachableError
 from millstream.sources.decoding import Decoder, TextDecoder
 
@@ -22,9 +22,7 @@ try:
     from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
     from nats.js.errors import NotFoundError
 except ImportError as absent:
-    raise MissingPackageError(
-        got="no package nats-py", wanted="it, for nats://", do="pip install 'millstream[nats]'"
-    ) from absent
+    raise missing_package("nats-py", "nats://", "nats") from absent
 
 __all__ = ["NatsStream"]
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from millstream.errors import DataError, MissingPackageError, SettingError
+from millstream.errors import DataError, SettingError, missing_package
 from millstream.sources.arrivals import Arrival, Places, Start, UnreachableError
 from millstream.sources.decoding import Decoder, FieldsDecoder, TextDecoder
 
 try:
     import redis
 except ImportError as absent:
-    raise MissingPackageError(
-        got="no package redis", wanted="it, for redis://", do="pip install 'millstream[redis]'"
-    ) from absent
+    raise missing_package("redis", "redis://", "redis") from absent
 
 __all__ = ["RedisStream"]
 

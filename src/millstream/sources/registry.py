@@ -15,15 +15,13 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from millstream.errors import MissingPackageError, SettingError, StorageError
+from millstream.errors import SettingError, StorageError, missing_package
 from millstream.sources.decoding import Decoded, RowsDecoder
 
 try:
     import fastavro
 except ImportError as absent:
-    raise MissingPackageError(
-        got="no package fastavro", wanted="it, for Avro", do="pip install 'millstream[avro]'"
-    ) from absent
+    raise missing_package("fastavro", "Avro", "avro") from absent
 
 __all__ = ["AvroDecoder"]
 

@@ -8,7 +8,6 @@ and the trials before it. Needs the extra ``tune``: this is the one file that im
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from millstream.errors import CheckpointError, MissingPackageError, SettingError
+from millstream.storage import take_lock
 from millstream.studies.population import RUNGS, Population
 from millstream.studies.space import Space
 
@@ -121,15 +121,13 @@ class Search:
 
     def _take_lock(self, folder: Path) -> None:
         """Two processes would each take the other's trials for those of a search that was killed."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take_lock(self._lock):
             self._lock.close()
             raise SettingError(
                 got=f"a study that is open already, here or in another process: {folder}",
                 wanted="a study of one's own",
                 do="wait for it, or name another folder with --run",
-            ) from error
+            )
 
     def _check(self, facts: Mapping[str, Any], folder: Path) -> None:
         now = json.loads(json.dumps(dict(facts), default=str))
